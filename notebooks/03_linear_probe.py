@@ -35,12 +35,6 @@ _ = data.write_splits(study.settings, study.folder)
 embeddings = study.embeddings(encoder)
 run = arms.fit_probe(study.settings, embeddings, study.folder)
 fits = pd.read_csv(run.path("fits.csv"))
-fits.drop(columns="seconds").head().round(4)
-
-# %% [markdown]
-# ## AUROC by training-set size
-
-# %%
 study.show(estimators.by_training_size(study, encoder, run))
 
 # %%

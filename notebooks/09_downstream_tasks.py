@@ -36,7 +36,8 @@ study.show(tasks.protocol(study, task))
 
 # %%
 judged = study_tasks.judge_all(study.settings, task, data, study.folder, device)
-judged[~judged["judged"]]
+lacking = judged[~judged["judged"]]
+lacking if len(lacking) else print("every encoder was judged")
 
 # %% [markdown]
 # ## The encoders on this task

@@ -84,11 +84,14 @@ def test_a_check_asks_no_card_of_an_encoder_that_the_study_pretrains(tmp_path, c
 
 def test_a_check_refuses_what_no_synthetic_slide_has(tmp_path, capsys):
     file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\ntitle: M\ndata: {source: synthetic}\npatches: {um_per_px: 0.2}\nencoders: [resnet50]\n")
+    assert cli.main(["study", "check", str(file)]) == 1
+    assert "patches: um_per_px is 0.2; 5 of 5 slides are coarser" in capsys.readouterr().err
     scales = "scales: {encoders: [resnet50], patches: [{um_per_px: 0.2, size_px: [64]}, {um_per_px: 0.25, size_px: [64]}]}\n"
     file.write_text("name: mine\ntitle: M\ndata: {source: synthetic}\nencoders: [resnet50]\n" + scales)
     assert cli.main(["study", "check", str(file)]) == 1
     said = capsys.readouterr().err
-    assert "scales.patches[0.2 um/px]: 5 of 5 slides are coarser" in said and "[0.25" not in said
+    assert "scales.patches[0.2 um/px]: um_per_px is 0.2; 5 of 5 slides are coarser" in said and "[0.25" not in said
 
 
 @pytest.mark.parametrize(
@@ -120,21 +123,21 @@ def test_a_check_looks_at_every_image(tmp_path, capsys):
 
 
 def test_a_check_compares_the_tolerance_of_features_with_the_slides(tmp_path, capsys):
-    """Slides of 0.5 um/px: a patch of 64 px at 0.25 um/px has a side of 32 px there."""
+    """Slides of 0.25 um/px: a patch of 64 px at 0.5 um/px has a side of 128 px there."""
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    resolution = {"resolution": (2e4,) * 2, "resolutionunit": "CENTIMETER"}
+    resolution = {"resolution": (4e4,) * 2, "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(tmp_path / "a.tiff", pixels, tile=(64, 64), photometric="rgb", **resolution)
     (tmp_path / "annotations.csv").write_text("file,x,y,label\na.tiff,100,100,1\na.tiff,140,100,0\n")
     np.save(tmp_path / "f.npy", np.ones((2, 3), np.float32))
     (tmp_path / "f.csv").write_text("file,x,y\na.tiff,100,100\na.tiff,140,100\n")
     file = tmp_path / "mine.yaml"
-    for tolerance_px, status in ((16, 0), (17, 1)):
+    for tolerance_px, status in ((64, 0), (65, 1)):
         file.write_text(
-            "name: mine\ntitle: Mine\ndata: {source: csv}\npatches: {size_px: 64}\n"
+            "name: mine\ntitle: Mine\ndata: {source: csv}\npatches: {size_px: 64, um_per_px: 0.5}\n"
             f"encoders: [{{name: theirs, features: ./f.npy, tolerance_px: {tolerance_px}}}]\n"
         )
         assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == status
-    assert "tolerance_px is 17; expected 0 to 16, half the side" in capsys.readouterr().err
+    assert "tolerance_px is 65; expected 0 to 64, half the side" in capsys.readouterr().err
 
 
 def test_outside_a_clone_what_runs_notebooks_says_so(monkeypatch, tmp_path, capsys):

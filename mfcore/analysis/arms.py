@@ -213,7 +213,9 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
 def calibration(study: Study) -> Exhibit:
     """How often a patch of each score is of class 1, a panel an arm (`reliability`)."""
     settings, table = study.settings, reliability(study.predictions)
-    errors = mean_sd(in_order(full_size(study.scores), settings), ["arm", "kind"], ["brier", "ece"])
+    errors = mean_sd(
+        in_order(full_size(study.scores), settings), ["arm", "kind"], ["brier", "ece", "auroc"]
+    )
     titles = {
         row.arm: f"{row.name}\nECE {row.ece:.2f}, Brier {row.brier:.2f}"
         for row in named(errors, settings).itertuples(index=False)
@@ -242,7 +244,8 @@ def calibration(study: Study) -> Exhibit:
         f"bins of equal width, with all the data ({of_what(settings)}). Scores of {folds(errors)} "
         f"together; bars: 95 % intervals over {unit(table)}, none for too few of them. The "
         f"expected calibration error (ECE, mean over folds) is lowest for {best['arm']}: "
-        f"{best['ece']:.2f}."
+        f"{best['ece']:.2f}, at an AUROC of {best['auroc']:.2f}; a score that is the same for all "
+        "patches can be calibrated, too."
     )
     return Exhibit("05_reliability", "Calibration", caption, table, figure, SECTION)
 

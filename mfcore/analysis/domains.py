@@ -157,15 +157,18 @@ def cross_domain(study: Study) -> Exhibit:
     shown = named(matrix, settings)
     domains = ["train_domain", "domain"]
     shown[domains] = shown[domains].map(lambda name: textwrap.fill(name, 20))
+    n_arms = matrix["arm"].nunique()
+    n_across = n_arms if n_arms < 3 else min(3, 2, key=lambda n: -n_arms % n)  # fewest gaps
     grid = sns.FacetGrid(
-        shown, col="name", col_wrap=3, height=1.7 + 0.4 * matrix["domain"].nunique()
+        shown, col="name", col_wrap=n_across, height=1.7 + 0.4 * matrix["domain"].nunique()
     )
     grid.figure.set_figwidth(1.4 * WIDTH_INCH)
     grid.map_dataframe(_heatmap)
     in_panels(grid, "tested on", "trained on")
     shades = grid.axes.flat[0].collections[0]
     figure = finished(study, grid.figure)
-    figure.colorbar(shades, ax=list(grid.axes.flat), shrink=0.5, label="AUROC, mean over folds")
+    scale = {"extend": "min", "shrink": 0.5, "label": "AUROC, mean over folds"}
+    figure.colorbar(shades, ax=list(grid.axes.flat), **scale)
     out = matrix[matrix["domain"] != matrix["train_domain"]]
     best = out.loc[out["mean"].idxmax()]
     caption = (
@@ -356,9 +359,11 @@ def abstract(study: Study) -> str:
     best, *others = full.itertuples(index=False)
     of_other_side = [row for row in others if (row.kind == PROBE) != (best.kind == PROBE)]
     compared, n_lacking = [best, *(of_other_side or others)[:1]], len(study.failures)
-    data = ", ".join(filter(None, [settings.caveat, settings.mode_title]))
+    is_usual = settings.mode == "strict" and not settings.switched
+    data = ", ".join(filter(None, [settings.caveat, "" if is_usual else settings.mode_title]))
+    limits = f" ({data})" if data else ""
     text = (
-        f"With about {best.n_train:,} training patches ({data}), {best.arm} ({best.kind}) "
+        f"With about {best.n_train:,} training patches{limits}, {best.arm} ({best.kind}) "
         f"separates the classes {settings.data.positive} and {settings.data.negative}"
         f"{' best' * bool(others)}: its AUROC is {best.auroc:.2f}"
     )

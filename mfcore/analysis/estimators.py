@@ -19,6 +19,7 @@ from mfcore.analysis.exhibit import (
     of_what,
     rounded,
 )
+from mfcore.analysis.first_look import class_colours
 from mfcore.analysis.scores import (
     across_sizes,
     full_size,
@@ -82,7 +83,8 @@ def score_histogram(study: Study, encoder: str, run: store.Run) -> Exhibit:
     ]
     grid = sns.displot(
         full.assign(class_=full["label"].map(names)), x="score", hue="class_", bins=list(edges),
-        stat="proportion", common_norm=False, element="step", height=3, aspect=1.7,
+        palette=class_colours(settings), stat="proportion", common_norm=False, element="step",
+        height=3, aspect=1.7,
     )  # fmt: skip
     grid.set_axis_labels("score", "share of the class")
     figure = finished(study, grid.figure, f"{encoder}, n = {len(full):,} scores of all folds")

@@ -28,7 +28,7 @@ from mfcore.analysis.exhibit import (
     of_what,
     show,
 )
-from mfcore.analysis.first_look import SHOWN_PX, classes
+from mfcore.analysis.first_look import SHOWN_PX, class_colours, classes
 from mfcore.analysis.scores import full_size
 from mfcore.data import patches
 from mfcore.data.slides.reader import SlideError
@@ -41,12 +41,10 @@ from mfcore.study.study import Study
 ANY = "any"
 N_ACROSS = 8  # patches in a row
 N_MAPPED = 1500  # patches of a map; t-SNE takes a minute for more
+POINTS = {"s": 9, "linewidth": 0, "alpha": 0.8}  # of a map
 OVERVIEW_PX = 900  # longer side of a slide's picture
-AGREEMENT = {
-    ANY: "",
-    "raters agree": raters.UNANIMOUS,
-    "raters disagree": raters.CONTESTED,
-}  # strata of `raters.stratum`
+# strata of `raters.stratum`
+AGREEMENT = {ANY: "", "raters agree": raters.UNANIMOUS, "raters disagree": raters.CONTESTED}
 
 
 def best_arms(study: Study) -> list[str]:
@@ -116,8 +114,8 @@ def slide(
     inside = rows["x_l0_px"].between(left, right) & rows["y_l0_px"].between(top, bottom)
     shown = rows[inside].assign(label=rows["label"].map(names))
     style = {"data": shown, "x": "x_l0_px", "y": "y_l0_px", "hue": "label", "style": "label"}
-    order = [names[0], names[1]]  # colours as in `map_of`
-    style |= {"hue_order": order, "style_order": order}
+    order = [names[0], names[1]]
+    style |= {"palette": class_colours(study.settings), "hue_order": order, "style_order": order}
     sns.scatterplot(**style, s=22, linewidth=0.6, edgecolor="white", ax=axis)
     axis.set(xlabel="level-0 px", ylabel="level-0 px", xlim=(left, right), ylim=(bottom, top))
     axis.grid(visible=False)
@@ -244,7 +242,8 @@ def map_of(study: Study, encoder: str) -> Exhibit:
     shown = table.assign(label=table["label"].map(names))
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.6), sharex=True, sharey=True)
     for axis, hue in zip(axes, ("label", "domain"), strict=True):
-        sns.scatterplot(shown, x="x", y="y", hue=hue, s=9, linewidth=0, alpha=0.8, ax=axis)
+        colours = class_colours(study.settings) if hue == "label" else None
+        sns.scatterplot(shown, x="x", y="y", hue=hue, palette=colours, **POINTS, ax=axis)
         title = f"by {'class' if hue == 'label' else hue}"
         axis.set(xlabel="", ylabel="", xticks=[], yticks=[], title=title)
         sns.move_legend(axis, "upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, title="")
@@ -267,7 +266,8 @@ def nearest(study: Study, table: pd.DataFrame, x: float, y: float) -> Exhibit:
     figure, axes = plt.subplot_mosaic(layout, figsize=(7.2, 3.4), width_ratios=[4, 1, 1, 1, 1])
     axis = axes.pop("map")
     shown = table.assign(label=table["label"].map(names))
-    sns.scatterplot(shown, x="x", y="y", hue="label", s=9, linewidth=0, alpha=0.8, ax=axis)
+    colours = class_colours(study.settings)
+    sns.scatterplot(shown, x="x", y="y", hue="label", palette=colours, **POINTS, ax=axis)
     axis.scatter(near["x"], near["y"], s=30, facecolor="none", edgecolor="black", linewidth=0.8)
     axis.plot(x, y, "+k", markersize=12)
     axis.get_legend().remove()  # `finished` sets one below the picture

@@ -62,6 +62,11 @@ def classes(settings: Settings) -> dict[int, str]:
     return {1: settings.data.positive, 0: settings.data.negative}
 
 
+def class_colours(settings: Settings) -> dict[str, str]:
+    """The colour of each class, the same in every figure."""
+    return {settings.data.negative: "C0", settings.data.positive: "C1"}
+
+
 # ---- splits ----
 
 
@@ -150,10 +155,12 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
     shown = pd.concat(
         [table.assign(by="domain", group=table["domain"]), table.assign(by="class", group=names)]
     )
+    domains = sorted(table["domain"].unique())
+    palette = class_colours(study.settings) | {name: f"C{i + 2}" for i, name in enumerate(domains)}
     grid = sns.relplot(
         shown.sort_values(["by", "group"], ascending=[False, True]), x="pc1", y="pc2",
         hue="group", style="group", col="by", col_order=["domain", "class"], s=16, alpha=0.6,
-        linewidth=0, height=3.6,
+        linewidth=0, height=3.6, palette=palette,
     )  # fmt: skip
     grid.set_titles("by {col_name}")
     grid.set_axis_labels(
@@ -183,7 +190,8 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
 def network(study: Study, name: str) -> Exhibit:
     """The settings of one of the study's networks."""
     settings = as_dict(study.settings.network(name))
-    table = pd.DataFrame(settings.items(), columns=["setting", "value"])
+    row = pd.json_normalize(settings).iloc[0]  # "lora.rank" for what lies in lora
+    table = row.rename_axis("setting").reset_index(name="value")
     caption = f"How {name} is trained ({of_what(study.settings)})."
     return Exhibit(f"04_network_{store.file_name(name)}", "Network", caption, table)
 

@@ -125,7 +125,7 @@ def arms(study: Study) -> Exhibit:
 
 
 def provenance(study: Study) -> Exhibit:
-    """What made the numbers: commit, machine, packages, seeds, threads, and every setting."""
+    """What made the numbers: commit, machine, packages, seeds, threads; and every setting."""
     records = [store.read_json(path) for path in sorted(study.folder.glob("*/run.json"))]
     newest = max(records, key=lambda record: record["finished"])["environment"]
     commits, threads = set(), {}
@@ -138,9 +138,6 @@ def provenance(study: Study) -> Exhibit:
     system = f"{newest['system']} {newest['machine']}, {newest['n_cores']} cores"
     seeds = f"data {study.settings.data.seed}, " * study.settings.synthetic
     minutes = sum(record["seconds"] for record in records) / 60
-    text = yaml.safe_dump(
-        as_dict(study.settings), sort_keys=False, default_flow_style=True, width=10**6
-    )
     rows = {
         "commit": "; ".join(sorted(commits)),
         "machine": f"Python {newest['python']}, {system}",
@@ -148,8 +145,8 @@ def provenance(study: Study) -> Exhibit:
         "seeds": f"{seeds}splits {study.seed}",
         "runs": f"{len(records)} finished, {minutes:.1f} minutes in all",
         "threads": "; ".join(f"{key} {' or '.join(sorted(n))}" for key, n in threads.items()),
-        "every setting": text.strip(),
     }
+    rows |= _settings(study)
     table = pd.DataFrame(rows.items(), columns=["what", "value"])
     caption = (
         "What made the numbers. The folder of every run has a `run.json` with config, inputs, "
@@ -157,3 +154,17 @@ def provenance(study: Study) -> Exhibit:
     )
     title = "Code, machine, seeds"
     return Exhibit("05_provenance", title, caption, table, section=PROVENANCE)
+
+
+def _settings(study: Study) -> dict[str, str]:
+    """Every setting of the study as YAML, by section: a row an entry where it has several."""
+    rows = {}
+    for section, content in as_dict(study.settings).items():
+        is_list = isinstance(content, list) and content and isinstance(content[0], dict)
+        parts = (
+            {f"{section}: {one['name']}": one for one in content} if is_list else {section: content}
+        )
+        for name, part in parts.items():
+            text = yaml.safe_dump(part, sort_keys=False, default_flow_style=True, width=10**6)
+            rows[f"setting {name}"] = text.removesuffix("...\n").strip()
+    return rows

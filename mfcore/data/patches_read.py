@@ -30,6 +30,7 @@ RULE = 3
 anew.
 """
 MAX_RESAMPLED = 20  # times the study's um/px, or a part of it: more is a wrong unit
+MAX_ENLARGED = 1.1  # ours: 40x scanners differ less, from 0.23 to 0.27 um/px
 BATCH_PATCHES = 128  # at most; 20 MB of patches of 224 px
 
 
@@ -115,7 +116,32 @@ def look(table: pd.DataFrame, folder: Path, reading: Reading, n_workers: int) ->
         look_at, [rows for _, rows in table.groupby("slide_id", sort=False)], **shown
     )
     _refuse([problem for problem in looks if isinstance(problem, str)])
+    rows = [(job.rows["slide_id"].iloc[0], job.um_per_px) for job in looks]
+    _refuse_enlarged(folder, pd.DataFrame(rows, columns=["slide_id", "um_per_px"]), reading)
     return looks
+
+
+def enlarged(table: pd.DataFrame, um_per_px: float) -> str:
+    """Which slides would be enlarged to this resolution by more than MAX_ENLARGED; "" if none.
+
+    table: ``slide_id`` and the slide's ``um_per_px``.
+    """
+    slides = table.groupby("slide_id")["um_per_px"].max()
+    coarse = slides[slides > MAX_ENLARGED * um_per_px].sort_values(ascending=False)
+    if coarse.empty:
+        return ""
+    return (
+        f"{len(coarse)} of {len(slides)} slides are coarser, such as {coarse.index[0]} with"
+        f" {coarse.iloc[0]:g} um/px, and would be enlarged"
+    )
+
+
+def _refuse_enlarged(folder: Path, table: pd.DataFrame, reading: Reading) -> None:
+    if reading.um_per_px and (coarse := enlarged(table, reading.um_per_px)):
+        raise PatchError(
+            f"{folder}: patches.um_per_px is {reading.um_per_px:g}; {coarse}; set"
+            " patches.um_per_px to the coarsest slides', or leave these slides out"
+        )
 
 
 def _look_at(rows: pd.DataFrame, folder: Path, reading: Reading) -> Job:
@@ -171,6 +197,7 @@ def _look_at_images(table: pd.DataFrame, folder: Path, reading: Reading, shown: 
     _refuse([problem for problem, _ in looks])
     um_per_px = um_per_px * [scale for _, scale in looks]
     _refuse_um_per_px(folder, um_per_px, reading)
+    _refuse_enlarged(folder, table.assign(um_per_px=um_per_px), reading)
     centres = table[["x_l0_px", "y_l0_px"]].to_numpy(float)
     return Job(table, centres, np.arange(len(table)), um_per_px, ~table["um_per_px"].isna())
 

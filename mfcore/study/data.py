@@ -19,7 +19,6 @@ from mfcore.store.options import as_dict
 from mfcore.streams import stream_seed
 from mfcore.study.config import ConfigError, Settings
 
-MAX_ENLARGED = 1.1  # ours: 40x scanners differ less, from 0.23 to 0.27 um/px
 Identity = tuple[str, str, dict, dict[str, str]]  # of a run: stage, name, config, inputs
 
 # ---- the data folder ----
@@ -166,19 +165,19 @@ def at_scales(study: Settings) -> dict[str, Settings]:
 
 
 def refuse_enlarged(study: Settings, table: pd.DataFrame) -> None:
-    """Raise one ConfigError for all resolutions of ``scales`` that are finer than the slides'.
+    """Raise one ConfigError for all resolutions of the study that are finer than the slides'.
 
-    A slide may be enlarged by MAX_ENLARGED. table: ``slide_id`` and the slide's ``um_per_px``.
+    table: as for `patches_read.enlarged`, which says what is finer.
     """
-    problems, slides = [], table.groupby("slide_id")["um_per_px"].max()
-    for at in study.scales.patches:
-        coarse = slides[slides > MAX_ENLARGED * at.um_per_px].sort_values(ascending=False)
-        if len(coarse):
-            problems.append(
-                f"scales.patches[{at.um_per_px:g} um/px]: {len(coarse)} of {len(slides)} slides"
-                f" are coarser, such as {coarse.index[0]} with {coarse.iloc[0]:g} um/px, and would"
-                " be enlarged; leave the resolution out"
-            )
+    wanted = {"patches": placing_of(study).um_per_px}
+    wanted |= {
+        f"scales.patches[{at.um_per_px:g} um/px]": at.um_per_px for at in study.scales.patches
+    }
+    problems = [
+        f"{name}: um_per_px is {um_per_px:g}; {coarse}; ask for a coarser resolution"
+        for name, um_per_px in wanted.items()
+        if um_per_px and (coarse := patches_read.enlarged(table, um_per_px))
+    ]
     if problems:
         raise ConfigError(f"study {study.name}: " + "\n  ".join(problems))
 
@@ -371,8 +370,7 @@ def fetch(study: Settings, folder: str | Path, verify: bool = False) -> tuple[st
     """Fetch what the study's data folder lacks, as `downloads.fetch`.
 
     Of the slides only those that the study names, if any. Returns in words what is there, and
-    whether all is. Raises StoreError where there is nothing to
-    fetch or nothing can be begun.
+    whether all is. Raises StoreError where there is nothing to fetch or nothing can be begun.
     """
     try:
         table = downloads.fetch(study.source, folder, verify=verify, slides=study.data.slides)

@@ -187,8 +187,8 @@ class Progress:
             seconds = sum(spans[name] * threads[name] for name in spans) / self.n_cores
         guessed = sum(spans[name] for name in spans if self.jobs[name].rule not in self.known)
         is_guess = guessed > sum(spans.values()) / 2
-        words = f"about {span(max(seconds, *ends.values()))} left"
-        return words + " (a guess: most jobs left are of new kinds)" * is_guess
+        words = f"about {span(max(5.0, seconds, *ends.values()))} left"
+        return words + " (a first guess)" * is_guess
 
     def _whole(self) -> str:
         return f"{len(self.ended)} of {len(self.to_do)} jobs, {self._left()}"

@@ -60,14 +60,19 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
             lost[folder] = missing
     if problems:
         raise store.StoreError("\n".join(problems))
+    changed = []
     for file, jobs in _makers(records, "files").items():
         path, facts = results / file, [records[name]["files"][file] for name in jobs]
         if not path.is_file():
             again.update(jobs)
         elif not any(store.is_as_recorded(path, each, whole) for each in facts):
-            # whoever runs a notebook by hand writes its figures anew
-            print(f"{path} isn't as it was made: made again", file=sys.stderr)
+            changed.append(path)  # whoever runs a notebook by hand writes its figures anew
             again.update(jobs)
+    if changed:
+        n_more = len(changed) - 1
+        more = f" and {n_more} more file{'s' * (n_more > 1)}" * (n_more > 0)
+        is_not = "aren't as they were" if more else "isn't as it was"
+        print(f"{changed[0]}{more} {is_not} made: made again", file=sys.stderr)
     for folder, missing in lost.items():
         words = ", ".join(map(str, missing))
         print(f"{words} is missing: made again, as far as it isn't kept", file=sys.stderr)

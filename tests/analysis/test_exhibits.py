@@ -391,7 +391,7 @@ def test_the_abstract_says_in_two_sentences_which_arm_is_best_by_how_much_and_wh
         made("means").table.set_index("arm"),
     )
     assert text.count(". ") == 1 and text.endswith(".")
-    first = "With about 100 training patches (synthetic data, strict mode), net (end-to-end) separates the classes mitotic"
+    first = "With about 100 training patches (synthetic data), net (end-to-end) separates the classes mitotic"
     net, good = table["auroc"]["net"].round(2), table["auroc"]["good"].round(2)
     lead = (
         f"best: its AUROC is {net:.2f}, {net - good:.2f} above the best probe, good ({good:.2f}), and this difference is clear"

@@ -98,7 +98,7 @@ def test_what_lies_over_a_border_is_as_the_study_fills_it(study, mode, filled):
 def test_arms_have_what_was_found_in_three_sentences(study):
     exhibit = overview.arms(study)
     assert exhibit.table[["arm", "kind"]].to_numpy().tolist() == [["good", "probe"]] and "100 %" in exhibit.table
-    assert exhibit.caption.startswith("With about 30 training patches (synthetic data, strict mode), good (probe) separates")
+    assert exhibit.caption.startswith("With about 30 training patches (synthetic data), good (probe) separates")
     assert " best" not in exhibit.caption and " on others. 1 run failed or missing." in exhibit.caption
     assert exhibit.caption.count(". ") == 2
 
@@ -126,7 +126,7 @@ def test_provenance_has_commit_seeds_threads_and_every_setting(study):
     rows = overview.provenance(study).table.set_index("what")["value"]
     assert "audit not recorded;" in rows["threads"] and "probe 7" in rows["threads"]
     assert f"splits {machine.n_threads()}" in rows["threads"] and rows["seeds"].endswith("splits 42")
-    assert rows["runs"].startswith("4 finished") and rows["every setting"].startswith("{name: t, title: A <test>")
+    assert rows["runs"].startswith("4 finished") and rows["setting title"].startswith("A <test>")
 
 
 def test_every_exhibit_is_saved_for_the_supplement(study):

@@ -61,6 +61,11 @@ def test_crop_brings_images_to_the_studys_resolution(tmp_path):
     np.testing.assert_array_equal(table["um_per_px"], [0.25, 0.5])  # of the images themselves
 
 
+def test_crop_enlarges_no_image_by_more_than_a_tenth(tmp_path):
+    with pytest.raises(PatchError, match=r"1 of 2 slides are coarser, such as .* with 0\.5 um/px, and would be enlarged"):
+        extract(tmp_path, [image(32, 32)] * 2, ",um_per_px;,0.27;,0.5", fit="crop", um_per_px=0.25)
+
+
 def test_resize_shows_the_whole_image(tmp_path):
     flat = np.zeros((32, 64, 3), np.uint8)
     flat[:, 32:] = 255

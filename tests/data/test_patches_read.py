@@ -83,6 +83,19 @@ def test_a_slide_read_in_one_batch_decodes_each_tile_once(folder, tmp_path, monk
     assert len(keys) == len(set(keys)) > 100, "a slide has fewer patches than a batch"
 
 
+@pytest.mark.parametrize(("um_per_px", "n"), [(0.21, 3), (0.2, 4)])
+def test_slides_that_would_be_enlarged_are_named_together_before_any_px_is_read(folder, tmp_path, monkeypatch, um_per_px, n):
+    finer = dataclasses.replace(STUDY, patches=Patches(size_px=24, um_per_px=um_per_px))
+    monkeypatch.setattr(patches_read, "_read", None)
+    with pytest.raises(PatchError, match=rf"um_per_px is {um_per_px}; {n} of 4 slides are coarser, .* 0\.25 um/px, .*enlarged"):
+        study_data.extract(finer, folder, tmp_path)
+
+
+def test_slides_a_little_coarser_than_the_study_are_read(folder, tmp_path):
+    finer = dataclasses.replace(STUDY, patches=Patches(size_px=24, um_per_px=0.23))
+    assert study_data.extract(finer, folder, tmp_path).done
+
+
 class Stopped(Exception):
     """Stands for whatever ends an extraction."""
 

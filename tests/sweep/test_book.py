@@ -103,6 +103,7 @@ def write(results: Path) -> Path:
         new_code_cell("other()", outputs=[shown(image_png=picture)]),
         new_code_cell("say()", outputs=[shown(text_markdown=f"**{HOSTILE}.** Another {HOSTILE}. More.")]),
         new_code_cell("warn()", outputs=[new_output("stream", name="stderr", text=bar)]),
+        new_code_cell("files()", outputs=[new_output("stream", name="stdout", text="3 fits\nfiles written:\n  a.csv\n")]),
     )
     widget = new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": "a widget"})
     notebook(results, "02_embed.good", new_code_cell("1", outputs=[widget, shown(text_plain=HOSTILE)]))
@@ -262,6 +263,7 @@ def test_a_notebook_becomes_a_page_with_folded_code_and_figures_of_one_piece(bui
     assert said.count("Another") == 1 and "12.5" in said
     assert "a warning beside a bar" in said and "9/9" not in said
     assert "a widget" not in words(built, "runs/02_embed.good")
+    assert "3 fits" in said and "a.csv" not in said, "of use only to who runs the notebook"
 
 
 def test_every_figure_is_linked_to_its_full_size_and_says_in_a_sentence_what_it_shows(built):
@@ -445,3 +447,10 @@ def test_columns_of_numbers_stand_to_the_right_and_read_as_everywhere():
     }
     for number, short in numbers.items():
         assert markdown.text(short) in markdown.table([{"x": number}]).split()
+
+
+def test_a_small_p_is_said_to_be_below_and_another_small_number_has_two_digits():
+    rows = [{"p": "4.96e-05", "rate": "4.96e-05"}, {"p": "0.012345", "rate": "0.5"}]
+    lines = markdown.table(rows).splitlines()
+    assert lines[1] == "| ---: | ---: |"
+    assert lines[2] == f"| {markdown.text('<0.001')} | {markdown.text('5e-05')} |" and markdown.text("0.012") in lines[3]

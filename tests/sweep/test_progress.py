@@ -151,7 +151,7 @@ def test_on_a_terminal_running_jobs_are_refreshed_in_place_and_nothing_of_them_s
     assert [line[:59] for line in screen(out.getvalue())[1:]] == [
         f"running   {FIRST}, 2 s",
         f"running   {SHORT}, 2 s: short 3 of 12, 25 %"[:59],
-        f"small: 0 of {n} jobs, about {told._left().split()[1]} min left (a guess: most jobs left"[:59],
+        f"small: 0 of {n} jobs, about {told._left().split()[1]} min left (a first guess)"[:59],
     ]
     monkeypatch.setattr(sweep_run, "print", lambda *_, **__: None, raising=False)
     small.end(FIRST, 5.0)
@@ -190,11 +190,11 @@ def test_the_time_can_t_be_shorter_than_the_longest_chain_of_jobs(small):
 
 
 def test_jobs_of_an_earlier_sweep_are_no_guess(small):
-    assert "a guess" in small.follow()._left()
+    assert "a first guess" in small.follow()._left()
     small.end(SHORT, 30.0)
     start_s = progress.START_S * 30.0 / progress.SECONDS["train_end_to_end"]
     assert small.follow()._expected(LONG) == start_s + 10 * (30.0 - start_s), "what a job takes to start isn't its work's"
-    assert "a guess" not in small.follow()._left()
+    assert "a first guess" not in small.follow()._left()
 
 
 def test_every_kind_of_job_has_a_first_guess():

@@ -92,7 +92,7 @@ def test_the_table_has_each_scale_with_its_field_and_the_cost_at_the_same_field(
     assert fine["auroc_low"] < fine["auroc"] < fine["auroc_high"]
 
 
-def test_the_figure_has_a_line_a_resolution_and_arm_and_says_what_the_finer_costs(measured, tmp_path):
+def test_the_figure_has_a_line_a_resolution_and_arm_and_says_what_the_coarser_changes(measured, tmp_path):
     study = opened(measured)
     exhibit = scales.field_of_view(study).save(tmp_path)
     assert {file.suffix for file in tmp_path.glob("06_field_of_view.*")} == {".png", ".pdf", ".csv", ".json"}
@@ -102,12 +102,12 @@ def test_the_figure_has_a_line_a_resolution_and_arm_and_says_what_the_finer_cost
     assert set(lines) == {"chance", *(f"{arm}, {um} µm/px" for arm in arms_ for um in ("0.25", "0.5"))}
     assert axis.get_xscale() == "log" and [text.get_text() for text in axis.get_xticklabels()] == ["8", "16"]
     row = exhibit.table.dropna(subset=["difference"]).iloc[0]
-    cost = re.search(
-        r"0.25 instead of 0.5 µm/px cost, .* in AUROC, ([+-]0\.\d{3}) \(.* to .*\) for tiny at 16 µm\.$", exhibit.caption
+    change = re.search(
+        r"0.5 instead of 0.25 µm/px changes the AUROC by ([+-]0\.\d{3}) \(.* to .*\) for tiny at 16 µm\.$", exhibit.caption
     )
-    assert float(cost[1]) == pytest.approx(row["difference"], abs=5e-4)
+    assert float(change[1]) == pytest.approx(row["difference"], abs=5e-4)
     assert exhibit.caption.count(". ") == 2, "three sentences"
-    assert re.search(r"\d+ of \d+ encoders whose resolution is known learnt at 0.5 and not at 0.25 µm/px", exhibit.caption)
+    assert re.search(r"Of \d+ encoders whose resolution is known, \d+ learnt at 0.5 and not at 0.25 µm/px", exhibit.caption)
 
 
 def test_a_scale_not_measured_says_why(tmp_path):
@@ -204,8 +204,8 @@ def test_slides_coarser_than_a_scale_are_refused_by_check_and_before_anything_is
     assert cli.main(["study", "check", str(tmp_path / "little.yaml"), "--data", str(measured / "data")]) == 1
     said = capsys.readouterr().err
     for um_per_px in ("0.125", "0.2"):
-        assert f"scales.patches[{um_per_px} um/px]: 10 of 10 slides are coarser, such as" in said
-    with pytest.raises(ConfigError, match="leave the resolution out"):
+        assert f"scales.patches[{um_per_px} um/px]: um_per_px is {um_per_px}; 10 of 10 slides are coarser, such as" in said
+    with pytest.raises(ConfigError, match="ask for a coarser resolution"):
         measuring.measure(study, "32px_0.2um", measured / "data")
     assert not list(study.folder.glob("patches-*"))
 

@@ -180,6 +180,13 @@ def test_figures_that_a_notebook_run_by_hand_wrote_anew_are_made_again(tmp_path,
     figure.write_text("0.10000000000000001")
     assert sweep_results.check(tmp_path, ["job"]) == {"job"}
     assert f"{figure} isn't as it was made: made again" in capfd.readouterr().err
+    other = tmp_path / "other.csv"
+    other.write_text("1")
+    _job(tmp_path, "second", files={other.name: store.recorded(other)})
+    other.write_text("2.0")
+    assert sweep_results.check(tmp_path, ["job", "second"]) == {"job", "second"}
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"{figure} and 1 more file aren't as they were made: made again"
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"stage": ', '{"stage": 1, "name": 2, "config": 3, "inputs": 4, "files": 5}'])

@@ -277,7 +277,8 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
         sharex=False, sharey=False, height=3, aspect=0.9,
     )  # fmt: skip
     grid.map(_bars, "at", "mean", "low", "high")
-    grid.set(xlim=(0, None))
+    for axis in grid.axes.flat:
+        axis.set_xlim(0, 1.05 * axis.dataLim.x1)  # else the frame cuts the last marker
     untrained = controls(study.settings, scores_table(study))
     untrained = untrained.set_index(["of", "task", "metric"])["mean"]
     for i, part in rows.drop_duplicates(PANEL).reset_index().iterrows():

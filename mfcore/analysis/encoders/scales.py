@@ -107,7 +107,7 @@ def _enlarged(this: Study) -> str:
 
 @exhibit.in_style
 def field_of_view(study: Study) -> Exhibit:
-    """AUROC against the field of view, a line a resolution and arm, and what a resolution costs."""
+    """AUROC against the field of view, a line a resolution and arm, and what a resolution does."""
     rows, settings = table(study), study.settings
     name, title, measured = "06_field_of_view", "Field of view", rows[rows["auroc"].notna()]
     if measured.empty:
@@ -119,14 +119,14 @@ def field_of_view(study: Study) -> Exhibit:
         f"resolution ({exhibit.of_what(settings)}); an encoder resizes every patch to its own "
         f"input, a network sees px as they are. Points: means of {exhibit.folds(measured)}; "
         f"bars: 95 % intervals over the tested {exhibit.unit(measured)}. "
-        f"{_cost(measured, settings)}"
+        f"{_change(measured, settings)}"
     )
     readable = exhibit.rounded(measured.drop(columns=["scale", "unit"]))
     return Exhibit(name, title, caption, rows, _figure(study, measured), SECTION, readable)
 
 
-def _cost(measured: pd.DataFrame, settings: Settings) -> str:
-    """What the finer of two resolutions costs each arm at the largest field that both show."""
+def _change(measured: pd.DataFrame, settings: Settings) -> str:
+    """What the coarser of two resolutions changes for each arm at the largest field of both."""
     shared = measured[measured["difference"].notna() & (measured["size"] == measured["size"].max())]
     if shared.empty:
         return "No two resolutions show the same field of view."
@@ -135,15 +135,15 @@ def _cost(measured: pd.DataFrame, settings: Settings) -> str:
     largest = shared.sort_values("field_um", kind="stable").drop_duplicates("arm", keep="last")
     learnt = [card.um_per_px for card in cards().values() if card.um_per_px]
     n = sum(coarse in values and fine not in values for values in learnt)
-    costs = [
+    changes = [
         f"{row.difference:+.3f} ({exhibit.bounds(row.low, row.high) or 'no interval'}) for "
         f"{row.arm} at {row.field_um:g} µm"
         for row in in_order(largest, settings).itertuples()
     ]
     return (
-        f"{n} of {len(learnt)} encoders whose resolution is known learnt at {coarse:g} and not at "
-        f"{fine:g} µm/px: patches of {fine:g} instead of {coarse:g} µm/px cost, at the same field "
-        f"of view and in AUROC, {exhibit.listed(costs)}."
+        f"Of {len(learnt)} encoders whose resolution is known, {n} learnt at {coarse:g} and not at "
+        f"{fine:g} µm/px; at the same field of view, {coarse:g} instead of {fine:g} µm/px changes "
+        f"the AUROC by {exhibit.listed(changes)}."
     )
 
 

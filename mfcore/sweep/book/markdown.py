@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # a backslash before any of these makes it literal
-NUMBER = re.compile(r"[-+−]?\d[\d,.]*(e-?\d+)?[^A-Za-z]*(\(.*\))?|–|")  # as in tables.js
+NUMBER = re.compile(r"<?[-+−]?\d[\d,.]*(e-?\d+)?[^A-Za-z]*(\(.*\))?|–|")  # as in tables.js
 
 
 def text(value: object) -> str:
@@ -41,24 +41,26 @@ def is_number(cell: str) -> bool:
     return NUMBER.fullmatch(" ".join(cell.split())) is not None
 
 
-def _shown(cell: str) -> str:
+def _shown(cell: str, is_p: bool) -> str:
     """A number with commas, or three digits after the point, or two that count where it is small.
 
-    Any other cell is shown as it is.
+    A small p is shown as below 0.001, any other cell as it is.
     """
     if re.fullmatch(r"\d{4,}", cell):
         return f"{int(cell):,}"
-    if not re.fullmatch(r"-?\d+\.\d{4,}", cell):
+    if not re.fullmatch(r"-?\d+\.\d{4,}|-?\d(\.\d+)?e-\d+", cell):
         return cell
     is_small = 0 < abs(float(cell)) < 0.001
-    return f"{float(cell):.2g}" if is_small else f"{float(cell):.3f}"
+    small = "<0.001" if is_p else f"{float(cell):.2g}"
+    return small if is_small else f"{float(cell):.3f}"
 
 
 def table(rows: Sequence[Mapping], columns: Sequence[str] = (), ready: Sequence[str] = ()) -> str:
     """Rows as a table, columns of numbers to the right; those of ``ready`` are Markdown already."""
     table = []
     for name in columns or rows[0]:
-        cells = [_shown(str(row.get(name, ""))) for row in rows]
+        is_p = name == "p" or name.endswith(("_p", " p")) or name.startswith(("p_", "p "))
+        cells = [_shown(str(row.get(name, "")), is_p) for row in rows]
         side = "---:" if name and all(map(is_number, cells)) else "---"
         words = cells if name in ready else map(text, cells)
         table.append([text(name.replace("_", " ")), side, *words])

@@ -17,6 +17,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 # a line of tqdm: with a total or without one, and what takes away a bar below another one
 BAR = re.compile(r"\d+%\||\[\d+:\d\d[<,]|\x1b\[A")
 # of a notebook's text: whose outputs it has, its title, the table of costs
+FILES = "files written:"  # what follows helps only who runs a notebook
 NOT_SHOWN = re.compile(
     r"\A\*The (committed )?outputs are .*\*\n*|^# .*\n*|^\| reads .*\n(\|.*\n?)*", re.MULTILINE
 )
@@ -135,6 +136,8 @@ def _taken(cell: nbformat.NotebookNode, figures: Path, exhibits: Mapping[str, st
         elif words:
             taken.append("\n\n".join(markdown.caption(each) for each in words.split("\n\n")))
         else:
-            outputs.append(output)
+            if output.output_type == "stream":
+                output.text = output.text.partition(FILES)[0]
+            outputs += [output] if output.get("text", FILES) else []
     cell.outputs, cell.metadata = outputs, {"tags": ["hide-input"]}
     return taken

@@ -14,7 +14,7 @@ from mfcore.sweep.book.notebooks import Run
 
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "unclear": "?", "not testable here": "–"}
 CLAIMS = "Claims of the papers"  # the title of the ledger's page
-LEDGERS = ("claims", "10_claims_kaiko")
+LEDGERS = {"claims": "networks and probes", "10_claims_kaiko": "RankMe and ODCorr"}
 # Kinds of claims about what data, networks and designs are: facts, not results
 FACTS = ("data", "networks", "method")
 EVIDENCE = {  # by kind of claim, the page of a notebook or of reference that has the evidence
@@ -146,8 +146,12 @@ def claims(figures: Path, is_synthetic: bool, there: Collection[str] = ()) -> st
         columns = {f"{sign} {verdict}": found[verdict] for verdict, sign in SIGNS.items()}
         counts.append({"claims": part} | columns)
     body = [markdown.box("warning", "Synthetic data", ON_SYNTHETIC)] if is_synthetic else []
-    files = [links(name, "csv") for name in LEDGERS if (figures / f"{name}.csv").is_file()]
-    body += [markdown.table(counts), f"The ledger as a file: {' · '.join(files)}\n"]
+    files = [
+        f"{words} {links(name, 'csv')}"
+        for name, words in LEDGERS.items()
+        if (figures / f"{name}.csv").is_file()
+    ]
+    body += [markdown.table(counts), f"The ledgers as files: {', '.join(files)}\n"]
     if (figures / "claims_rule.json").is_file():
         lines = store.read_json(figures / "claims_rule.json")
         rule = "\n".join(f"- {text(line)}" for line in lines)

@@ -3,8 +3,8 @@
 "use strict";
 
 // A cell's number, without commas and with a true minus sign; NaN where the cell has none.
-const numberOf = (words) => parseFloat(words.replaceAll(",", "").replace("−", "-"));
-const isNumber = (words) => /^([-+−]?\d[\d,.]*(e-?\d+)?[^A-Za-z]*(\(.*\))?|–?)$/.test(words);
+const numberOf = (words) => parseFloat(words.replace(/[,<]/g, "").replace("−", "-"));
+const isNumber = (words) => /^(<?[-+−]?\d[\d,.]*(e-?\d+)?[^A-Za-z]*(\(.*\))?|–?)$/.test(words);
 const wordsOf = (row, column) =>
   (row.cells[column]?.textContent ?? "").trim().replace(/\s+/g, " ");
 
