@@ -209,7 +209,7 @@ def predictions_of(study: Study, arm: str) -> pd.DataFrame | None:
 
 def not_yet(study: Study, name: str) -> str:
     """Why a switch or scale isn't measured: the failure of its job, or that the job hasn't run."""
-    file = study.folder / "failures" / f"measure_switch.{name}.json"
+    file = study.folder / "failures" / f"measure.{name}.json"
     return f"failed: {store.read_json(file)['reason']}" if file.is_file() else NOT_YET
 
 

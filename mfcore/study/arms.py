@@ -19,7 +19,7 @@ from mfcore.study.config import ConfigError, Network, OwnEncoder, Pretraining, S
 from mfcore.study.predictions import Arm, arms_of, training_settings
 
 if TYPE_CHECKING:
-    from mfcore.training.probe import Material
+    from mfcore.training import probe
     from mfcore.training.task import Recipe
 
 # ---- probes ----
@@ -100,7 +100,7 @@ def _opened(
     return store.open_run(results, stage, name, config, inputs, known)
 
 
-def probe_material(study: Settings, embeddings: store.Run, results: Path) -> "Material":
+def probe_material(study: Settings, embeddings: store.Run, results: Path) -> "probe.Material":
     """The embeddings with the study's labels and splits, a `mfcore.training.probe.Material`."""
     from mfcore.training import probe
 

@@ -33,7 +33,7 @@ STAGES = {
     "13": "13_external_test",
 }
 # stages without a notebook
-SHARE, MEASURE, SUPPLEMENT = "embed_share", "measure_switch", "supplement"
+SHARE, MEASURE, SUPPLEMENT = "embed_share", "measure", "supplement"
 # stages that are told where the study's data folder is
 READ_DATA = tuple(STAGES[stage] for stage in ("01", "04", "07", "08", "09", "12", "13"))
 # stages that run though jobs that they wait for have failed, with what there is

@@ -32,7 +32,7 @@ SECONDS = {
     "embed": 26.0,
     "linear_probe": 12.0,
     "train_end_to_end": 76.0,
-    "measure_switch": 29.0,
+    "measure": 29.0,
     "data_scaling": 40.0,
     "cross_domain_analysis": 19.0,
     "online_patching": 14.0,

@@ -212,8 +212,8 @@ def measured(tmp_path):
     study = Study(THREE, tmp_path)
     for switch, shift, first in ((BASE, 2.0, 0), ("clipping", 1.0, 0), ("split_by", 2.0, 200)):
         fit(study, switch, shift, first)
-    reason = {"name": "measure_switch.border", "stage": "x", "reason": "SweepError: no such weights", "parameters": {}}
-    store.write_json(tmp_path / "failures" / "measure_switch.border.json", reason)
+    reason = {"name": "measure.border", "stage": "x", "reason": "SweepError: no such weights", "parameters": {}}
+    store.write_json(tmp_path / "failures" / "measure.border.json", reason)
     return study
 
 

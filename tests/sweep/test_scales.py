@@ -113,7 +113,7 @@ def test_the_figure_has_a_line_a_resolution_and_arm_and_says_what_the_coarser_ch
 def test_a_scale_not_measured_says_why(tmp_path):
     study = opened(tmp_path)
     reason = {"name": "x", "stage": "x", "reason": "SweepError: no slides", "parameters": {}}
-    store.write_json(study.folder / "failures" / "measure_switch.64px_0.25um.json", reason)
+    store.write_json(study.folder / "failures" / "measure.64px_0.25um.json", reason)
     table = scales.table(study).set_index(["scale", "arm"])["why"]
     assert table["64px_0.25um", "tiny"] == "failed: SweepError: no slides" and table["32px_0.5um", "net"] == "not measured yet"
     exhibit = scales.field_of_view(study)
@@ -137,7 +137,7 @@ def test_each_scale_is_a_job_that_notebook_06_waits_for(measured):
     study = opened(measured).settings
     assert not study.splits.by_domain, "so that nothing but the scales asks for notebook 06"
     all_jobs = jobs.jobs_of(study)
-    names = [f"measure_switch.{name}" for name in NAMES]
+    names = [f"measure.{name}" for name in NAMES]
     assert [name for name in all_jobs if name.startswith("measure")] == names
     assert set(names) <= set(all_jobs["06_cross_domain_analysis"].needs)
     assert not set(names) & set(all_jobs["05_data_scaling"].needs)

@@ -47,7 +47,7 @@ def test_every_job_comes_after_those_it_needs():
     assert all((ROOT / "notebooks" / f"{notebook}.py").is_file() for notebook in notebooks)
     n_trainings = load_study(DEMO).splits.n_folds * len(load_study(DEMO).networks)
     assert sum(job.notebook == sweep_jobs.STAGES["04"] for job in jobs.values()) == n_trainings
-    assert set(jobs["05_data_scaling"].needs) == {n for n in names if n.startswith(("03", "04", "measure_switch"))}
+    assert set(jobs["05_data_scaling"].needs) == {n for n in names if n.startswith(("03", "04", "measure"))}
     assert jobs["supplement"].needs == tuple(names[:-1]) and names[-1] == "supplement"
 
 
@@ -178,31 +178,31 @@ def measured(tmp_path):
 
 def test_switches_are_measured_after_the_study_itself_and_the_base_first(measured):
     jobs = sweep_jobs.jobs_of(load_study(measured), 2)
-    measuring = [job for job in jobs.values() if job.rule == "measure_switch"]
-    assert [job.name for job in measuring] == [f"measure_switch.{name}" for name in ("base", "split_by", "border", "paper")]
+    measuring = [job for job in jobs.values() if job.rule == "measure"]
+    assert [job.name for job in measuring] == [f"measure.{name}" for name in ("base", "split_by", "border", "paper")]
     assert [job.parameters["switch"] for job in measuring] == ["base", "split_by", "border", "paper"]
     arms = {name for name in jobs if name.startswith(("03", "04"))}
     assert set(measuring[0].needs) == {"01_extract_patches", *arms}
-    assert {job.needs for job in measuring[1:]} == {("measure_switch.base",)}
+    assert {job.needs for job in measuring[1:]} == {("measure.base",)}
     assert {job.name for job in measuring} <= set(jobs["05_data_scaling"].needs), "notebook 05 shows what they are worth"
-    assert {(job.notebook, job.stage) for job in measuring} == {("", "measure_switch")}
+    assert {(job.notebook, job.stage) for job in measuring} == {("", "measure")}
     assert not {job.rule for job in jobs.values()} - set(sweep_jobs.RULES)
 
 
 def test_a_switch_that_cannot_be_measured_is_a_row_and_stops_no_other(tmp_path, measured, a_share):
-    assert not a_share("import sys; sys.exit('mfcore: no such weights')", "measure_switch.base", measured)
-    failure = store.read_json(tmp_path / "failures" / "measure_switch.base.json")
-    assert (failure["reason"], failure["stage"]) == ("SweepError: mfcore: no such weights", "measure_switch")
-    assert a_share("pass", "measure_switch.border", measured, data="there"), "it goes on without the base"
-    assert store.read_json(tmp_path / "jobs" / "measure_switch.border.json")["notebook"] == ""
+    assert not a_share("import sys; sys.exit('mfcore: no such weights')", "measure.base", measured)
+    failure = store.read_json(tmp_path / "failures" / "measure.base.json")
+    assert (failure["reason"], failure["stage"]) == ("SweepError: mfcore: no such weights", "measure")
+    assert a_share("pass", "measure.border", measured, data="there"), "it goes on without the base"
+    assert store.read_json(tmp_path / "jobs" / "measure.border.json")["notebook"] == ""
     said = " ".join(a_share.command)
     assert "-m mfcore measure" in said and said.endswith("--switch=border --workers=1 --data=there")
 
 
 def test_a_job_with_several_problems_says_them_all(tmp_path, measured, a_share):
     said = "mfcore: net: 2 problems:\n  no patches\n  one class\nmfcore: probe: no weights"
-    assert not a_share(f"import sys; sys.exit('measuring: 9%|#\\r' + {said!r})", "measure_switch.base", measured)
-    failure = store.read_json(tmp_path / "failures" / "measure_switch.base.json")
+    assert not a_share(f"import sys; sys.exit('measuring: 9%|#\\r' + {said!r})", "measure.base", measured)
+    failure = store.read_json(tmp_path / "failures" / "measure.base.json")
     assert failure["reason"] == f"SweepError: {said}"
 
 
@@ -400,9 +400,9 @@ def test_snakemake_takes_the_workflow_and_the_profile(profile, tmp_path, measure
     assert f"threads: {8 if profile else 3}\n" in training
     assert ("gpu=1" in training) == (not profile)
     assert ("mem_mb=24000" in training) == bool(profile)
-    (switch,) = (part for part in done.stdout.split("\nrule ") if "job=measure_switch.border" in part)
+    (switch,) = (part for part in done.stdout.split("\nrule ") if "job=measure.border" in part)
     assert ("gpu=1" in switch) == (not profile) and ("mem_mb=24000" in switch) == bool(profile)
-    assert "jobs/measure_switch.base.json" in switch
+    assert "jobs/measure.base.json" in switch
     (large,) = (part for part in done.stdout.split("\nrule ") if "job=08_pretrain.own_vit\n" in part)
     assert f"threads: {16 if profile else 10}\n" in large and ("gpu=1" in large) == (not profile)
 
