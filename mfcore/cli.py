@@ -231,7 +231,9 @@ def _predict(asked: argparse.Namespace) -> int:
     from mfcore.measures.binary import classify
 
     study = open_study(asked.study, asked.results)
-    name = f"{asked.table.stem}.{store.file_name(asked.arm)}.csv"
+    size = "" if asked.size is None else f".{asked.size:g}"
+    key = store.file_sha256(asked.table)[:8] if asked.table.is_file() else ""
+    name = f"{asked.table.stem}-{key}.{store.file_name(asked.arm)}{size}.csv"
     out = asked.out or study.folder / "scores" / name
     for option in ("out", "geojson"):
         _refuse_among_labels(option, asked, study.settings.data)
@@ -318,7 +320,8 @@ def _check(asked: argparse.Namespace) -> int:
         print(f"data: {'made by mfcore' if settings.synthetic else 'not there yet'} ({folder})")
         return 0
     labels = data.looked_at(settings, folder, n_workers=2)
-    encoders.check_tolerances(settings, labels)
+    encoders.check_features(settings, labels)
+    data.check_splits(settings, labels)
     n_positive = int(labels["label"].sum())
     print(
         f"data: {labels['file'].nunique():,} files, {labels['domain'].nunique()} domains;"

@@ -73,6 +73,7 @@ print("further probes:", *[other.identity["name"] for other in others])
 # %%
 n_short, residual = (~fits["converged"]).sum(), fits["residual"].max()
 print(f"{n_short} of {len(fits)} fits stopped short of the optimum; largest residual {residual:.1e}")
+print(f"{(fits['n_iter'] == 0).sum()} of {len(fits)} fits have no weight: the penalty outweighs what the patches say")
 
 # %%
 files = sorted(path.name for path in study.figures.glob(f"03_{run.folder.name}*"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from mfcore import cli
 
@@ -136,8 +137,49 @@ def test_a_check_compares_the_tolerance_of_features_with_the_slides(tmp_path, ca
             "name: mine\ntitle: Mine\ndata: {source: csv}\npatches: {size_px: 64, um_per_px: 0.5}\n"
             f"encoders: [{{name: theirs, features: ./f.npy, tolerance_px: {tolerance_px}}}]\n"
         )
-        assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == status
-    assert "tolerance_px is 65; expected 0 to 64, half the side" in capsys.readouterr().err
+        cli.main(["study", "check", str(file), "--data", str(tmp_path)])  # two annotations can't be split
+        said = "tolerance_px is 65; expected 0 to 64, half the side"
+        assert (said in capsys.readouterr().err) == bool(status)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("splits: {by_domain: false}\n", "size 0.001"),
+        ("splits: {sizes: [1.0]}\n", "cross-domain"),
+        ("splits: {sizes: [1.0], by_domain: false}\n", ""),
+    ],
+)
+def test_a_check_draws_the_splits(tmp_path, capsys, more, message):
+    for name in ("a", "b"):
+        for i in range(12):
+            (tmp_path / name).mkdir(exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    file = tmp_path / "mine.yaml"
+    data = "data: {source: images, positive: a, negative: b}\npatches: {size_px: 8, um_per_px: null}\n"
+    file.write_text(f"name: mine\ntitle: M\n{data}encoders: [resnet50]\n{more}")
+    assert cli.main(["study", "check", str(file), "--data", str(tmp_path)]) == bool(message)
+    assert message in capsys.readouterr().err
+
+
+def test_a_check_matches_embeddings_made_elsewhere(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (8, 8), (i, i, 9)).save(tmp_path / "data" / name / f"{i}.png")
+    file = tmp_path / "mine.yaml"
+    data = "data: {source: images, positive: a, negative: b}\npatches: {size_px: 8, um_per_px: null}\n"
+    splits = "splits: {sizes: [1.0], by_domain: false}\n"
+    file.write_text(f"name: mine\ntitle: M\n{data}{splits}encoders: [{{name: theirs, features: ./f.npy}}]\n")
+    np.save(tmp_path / "f.npy", np.ones((24, 3), np.float32))
+    for folder, message in (
+        ("a/{}.png\nb/{}.png", ""),
+        ("a/{}.png\nc/{}.png", "12 of the study's 24 patches have no features"),
+    ):
+        (tmp_path / "f.csv").write_text("file\n" + "".join(folder.format(i, i) + "\n" for i in range(12)))
+        assert cli.main(["study", "check", str(file), "--data", str(tmp_path / "data")]) == bool(message)
+        assert message in capsys.readouterr().err
 
 
 def test_outside_a_clone_what_runs_notebooks_says_so(monkeypatch, tmp_path, capsys):

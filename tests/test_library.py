@@ -81,6 +81,7 @@ def test_points_are_read_as_the_patch_store_reads_them(folder):
         ([(0, 0, 9, 9), (5, 5, 14, 14)], 0.25, r"points are \(2, 4\); expected"),
         ([(100, 80), (1e6, 80)], 0.25, "a point isn't on the slide"),
         ([(100, 80)], 0, "um_per_px is 0; it must be positive"),
+        ([(100, 80)], 0.2, "has 0.25 um/px and would be enlarged to 0.2"),
     ],
 )
 def test_points_that_cannot_be_read_are_refused(folder, points, um_per_px, message):

@@ -23,6 +23,7 @@ from mfcore.analysis.exhibit import (
 )
 from mfcore.analysis.scores import (
     by_size,
+    constant,
     human,
     in_order,
     mean_sd,
@@ -352,7 +353,8 @@ def abstract(study: Study) -> str:
     """What the study found, in two sentences: the best arm with all the data, and other domains.
 
     A trained network is compared with the best probe, a probe with the best trained network; where
-    all arms are of one side, the best with the second. A third sentence counts the missing runs.
+    all arms are of one side, the best with the second. Further sentences count the missing
+    runs, and name arms that give all patches one score.
     """
     settings, table = study.settings, by_size(study)
     full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
@@ -378,6 +380,10 @@ def abstract(study: Study) -> str:
     ]
     text += f". Trained on a single domain, {listed(lines)}" if lines else ""
     text += f". {counted(n_lacking, 'run')} failed or missing" * bool(n_lacking)
+    for arm, n in constant(study.predictions).items():
+        text += (
+            f". In {counted(n, 'fold')} {arm} gives all patches one score, which no AUROC judges"
+        )
     return f"{text}."
 
 

@@ -66,7 +66,8 @@ def _notes(study: Study) -> list[str]:
         notes.append(f"{counted(n_shifted, 'patch', 'patches')} near a border, moved inward.")
     if n_over := facts["n_patches_over_edge"]:
         over, filled = counted(n_over, "patch", "patches"), config.get("border", "white")
-        notes.append(f"Beyond the border of the slide, reached by {over} as stored: {filled}.")
+        whole = "slide" if settings.source.has_slides else "image"
+        notes.append(f"Beyond the border of the {whole}, reached by {over} as stored: {filled}.")
     if others := facts.get("left_out"):
         notes.append(
             f"The study names its slides and leaves out {counted(others['n_slides'], 'slide')}, "
@@ -106,6 +107,8 @@ def _notes_on_images(labels: pd.DataFrame, fit: str | None, given: list[dict]) -
     if given:
         values = " or ".join(sorted({f"{one['um_per_px']:g}" for one in given}))
         notes.append(f"The images don't state their µm/px; the study says {values}.")
+    if labels["x_l0_px"].notna().any() and "downsample" not in labels:
+        notes.append("Where images lie on slides: a px of an image is taken for one level-0 px.")
     if n_unknown := int(labels["um_per_px"].isna().sum()):
         images = counted(n_unknown, "image")
         notes.append(f"The resolution of {images} is unknown: encoders see them at any scale.")

@@ -187,6 +187,16 @@ def pairs(study: Study) -> pd.DataFrame:
     return differences_table(study.predictions, study.settings)
 
 
+def constant(predictions: pd.DataFrame) -> dict[str, int]:
+    """The arms that give all test patches of a fold one score, and in how many folds they do so.
+
+    With all the data. Their AUROC is 0.5 and says nothing of the encoder.
+    """
+    n_scores = full_size(predictions).groupby(["arm", "fold"], sort=False)["score"].nunique()
+    n_folds = (n_scores == 1).groupby("arm", sort=False).sum()
+    return n_folds[n_folds > 0].to_dict()
+
+
 def intervals(predictions: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Mean AUROC of each arm with all the data, with its bootstrap over test slides: INTERVALS.
 

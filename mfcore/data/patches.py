@@ -13,7 +13,7 @@ import pandas as pd
 from mfcore import store
 from mfcore.data.patches_read import PatchError, Reading, look, read_all
 from mfcore.data.slides.slide import SAME_RESOLUTION
-from mfcore.data.splits_draw import Placing
+from mfcore.data.splits_draw import Placing, downsample_of
 from mfcore.store import files as store_files
 from mfcore.store.records import digest
 
@@ -106,7 +106,7 @@ def corners(table: pd.DataFrame, stored_px: int, placing: Placing) -> np.ndarray
         else (target / table["um_per_px"]).fillna(1.0).to_numpy()
     )
     is_cut = np.abs(scale - 1) < SAME_RESOLUTION
-    scale = np.where(is_cut, 1.0, scale)[:, None]  # level-0 px a px
+    scale = (np.where(is_cut, 1.0, scale) * downsample_of(table))[:, None]  # level-0 px a px
     stored = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy() - stored_px * scale / 2
     stored[is_cut] = np.floor(stored[is_cut] + 0.5)
     margin_px = (stored_px - placing.size_px) // 2

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from mfcore.data.labels.table import MAX_OFF_SLIDE_PX
-from mfcore.data.slides.slide import SAME_RESOLUTION, Slide, SlideError, open_slide
+from mfcore.data.slides.slide import MAX_ENLARGED, SAME_RESOLUTION, Slide, SlideError, open_slide
+from mfcore.data.slides.tiff_index import ORIENTATION
 from mfcore.store import replacing
 
 RULE = 3
@@ -30,7 +31,6 @@ RULE = 3
 anew.
 """
 MAX_RESAMPLED = 20  # times the study's um/px, or a part of it: more is a wrong unit
-MAX_ENLARGED = 1.1  # ours: 40x scanners differ less, from 0.23 to 0.27 um/px
 BATCH_PATCHES = 128  # at most; 20 MB of patches of 224 px
 
 
@@ -51,7 +51,8 @@ class Reading:
     what lies outside a slide. shifts_inward: move a patch inward at its slide's border until its
     central part fits. are_images: the files are patch images. fit: how these become ``stored_px``
     square, as `mfcore.data.options.Patches`. slide_um_per_px, um_per_px_by_scanner: resolution of
-    slides that don't state their own; that of the scanner goes first. origin: where labels count px
+    slides that don't state their own; that of the scanner goes first, and before it the label
+    table's, where it has one. origin: where labels count px
     from, one of `mfcore.data.options.ORIGINS`; None counts from the slide's corner, and warns.
     """
 
@@ -70,6 +71,8 @@ class Reading:
         """The slide of some rows of a label table; raises SlideError."""
         file, scanner = rows["file"].iloc[0], str(rows["scanner"].iloc[0])
         um_per_px = self.um_per_px_by_scanner.get(scanner, self.slide_um_per_px)
+        if "um_per_px" in rows and np.isfinite(stated := rows["um_per_px"].iloc[0]):
+            um_per_px = float(stated)
         return open_slide(folder / file, um_per_px, outside=self.outside, scanner=scanner)
 
     def moved(self, slide: Slide, centres: np.ndarray) -> np.ndarray:
@@ -85,7 +88,8 @@ class Job:
 
     rows: of the label table. centres: float (n, 2) of x, y in level-0 px, where the patches are
     read. order: int (n,), in which they are read. um_per_px: of the slide; of images float (n,),
-    NaN if unknown. n_over_edge: stored patches that reach over the border. scanned_at_px: corner
+    NaN if unknown. n_over_edge: stored patches that reach over the border of the slide, or of their
+    image. scanned_at_px: corner
     (x, y) of the scanned area in level-0 px.
     """
 
@@ -194,12 +198,15 @@ def _look_at_images(table: pd.DataFrame, folder: Path, reading: Reading, shown: 
         )
     files = [folder / file for file in table["file"]]
     looks = thread_map(lambda file: _look_at_image(file, reading), files, **shown)
-    _refuse([problem for problem, _ in looks])
-    um_per_px = um_per_px * [scale for _, scale in looks]
+    _refuse([problem for problem, _, _ in looks])
+    um_per_px = um_per_px * [scale for _, scale, _ in looks]
+    seen = np.array([side for _, _, side in looks]) * (um_per_px / wanted if wanted else 1.0)
+    n_over_edge = int((seen.round() < reading.stored_px).sum()) if reading.fit == "crop" else 0
     _refuse_um_per_px(folder, um_per_px, reading)
     _refuse_enlarged(folder, table.assign(um_per_px=um_per_px), reading)
     centres = table[["x_l0_px", "y_l0_px"]].to_numpy(float)
-    return Job(table, centres, np.arange(len(table)), um_per_px, ~table["um_per_px"].isna())
+    is_stated = ~table["um_per_px"].isna()
+    return Job(table, centres, np.arange(len(table)), um_per_px, is_stated, n_over_edge)
 
 
 def _refuse_um_per_px(folder: Path, um_per_px: np.ndarray, reading: Reading) -> None:
@@ -229,30 +236,35 @@ def _refuse_um_per_px(folder: Path, um_per_px: np.ndarray, reading: Reading) -> 
 def colour_problem(image: Image.Image) -> str:
     """What an image is, other than one image of 8 bit RGB; "" if nothing. px must not be loaded."""
     n_frames, is_16_bit = getattr(image, "n_frames", 1), ";16" in str(image.tile)
+    has_exif = image.format in ("JPEG", "MPO", "TIFF") or "exif" in image.info
+    if has_exif and (turned := image.getexif().get(ORIENTATION, 1)) != 1:
+        return f"to be turned by its orientation, {turned}; save it turned"
     if image.mode == "RGB" and n_frames == 1 and not is_16_bit:
         return ""
     bits = " of 16 bit, of which 8 would be lost" if is_16_bit else ""
     return f"{image.mode}{bits}, {n_frames} frames; save it as one image of 8 bit RGB"
 
 
-def _look_at_image(file: Path, reading: Reading) -> tuple[str, float]:
-    """The problem of a patch image, "" without one, and by what ``fit`` scales its um/px."""
+def _look_at_image(file: Path, reading: Reading) -> tuple[str, float, int]:
+    """The problem of a patch image, "" without one, by what ``fit`` scales its um/px, and its
+    shorter side in px.
+    """
     try:
         with Image.open(file) as image:
             shape, problem = image.size, colour_problem(image)
     except (OSError, Image.DecompressionBombError) as error:
-        return f"{file}: not an image that can be read ({error}); fetch it again", 1.0
+        return f"{file}: not an image that can be read ({error}); fetch it again", 1.0, 0
     side = reading.stored_px
     if problem:
-        return f"{file}: {problem}", 1.0
+        return f"{file}: {problem}", 1.0, 0
     if reading.fit or shape == (side, side):
-        return "", min(shape) / side if reading.fit == "resize" else 1.0
+        return "", min(shape) / side if reading.fit == "resize" else 1.0, min(shape)
     wrong = (
         f"{file}: {shape[0]} x {shape[1]} px, the study stores {side} px; set patches.size_px to"
         " the images' side (and each network's input_px so that its rotated crop fits), or"
         " patches.fit: crop (the centre) or resize (the whole image)"
     )
-    return wrong, 1.0
+    return wrong, 1.0, 0
 
 
 def _fitted(image: Image.Image, um_per_px: float, reading: Reading) -> Image.Image:

@@ -351,7 +351,8 @@ def with_places(labels: pd.DataFrame, placing: Placing) -> pd.DataFrame:
     """``labels`` with the place of each patch: its centre ``x_patch_l0_px``, ``y_patch_l0_px`` and
     its ``side_l0_px``.
 
-    A slide of unknown um/px is read at its own. The centre is the annotation's, or that of a patch
+    A slide of unknown um/px is read at its own; a px of a patch image is as many level-0 px as its
+    ``downsample`` says, or one. The centre is the annotation's, or that of a patch
     moved inward at a border.
     """
     side = np.full(len(labels), float(placing.size_px))
@@ -359,9 +360,17 @@ def with_places(labels: pd.DataFrame, placing: Placing) -> pd.DataFrame:
         side = np.where(
             np.isfinite(labels["um_per_px"]), side * placing.um_per_px / labels["um_per_px"], side
         )
+    side = side * downsample_of(labels)
     moved = "patch_x_l0_px" in labels
     x, y = (labels[f"patch_{axis}_l0_px" if moved else f"{axis}_l0_px"] for axis in "xy")
     return labels.assign(x_patch_l0_px=x, y_patch_l0_px=y, side_l0_px=side)
+
+
+def downsample_of(labels: pd.DataFrame) -> np.ndarray:
+    """Level-0 px to a px of each slide or patch image, (n,): 1 where labels don't say it."""
+    if "downsample" not in labels:
+        return np.ones(len(labels))
+    return labels["downsample"].fillna(1.0).to_numpy(float)
 
 
 def overlapping(seen: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:

@@ -183,12 +183,19 @@ def refuse_enlarged(study: Settings, table: pd.DataFrame) -> None:
 
 
 def looked_at(study: Settings, folder: Path, n_workers: int = 1) -> pd.DataFrame:
-    """The label table of the study's data folder with the um/px of each slide; reads no px.
+    """The label table of the study's data folder with each slide's um/px and each patch's centre.
+
+    Reads no px.
 
     Raises LabelError and PatchError for data that can't be used, ConfigError as `refuse_enlarged`.
     """
     jobs = patches_read.look(load_labels(study, folder), folder, reading_of(study), n_workers)
-    table = pd.concat([job.rows.assign(um_per_px=job.um_per_px) for job in jobs])
+    rows = []
+    for job in jobs:
+        x, y = job.centres.T
+        at = {"um_per_px": job.um_per_px, "patch_x_l0_px": x, "patch_y_l0_px": y}
+        rows.append(job.rows.assign(**at))
+    table = pd.concat(rows)
     refuse_enlarged(study, table)
     return table
 
@@ -269,6 +276,16 @@ def scheme_of(study: Settings, networks: bool = False) -> Scheme:
 def schemes_of(study: Settings) -> dict[str, Scheme]:
     """Every scheme of SCHEMES, trained on all domains, with the study's folds and sizes."""
     return {name: replace(scheme_of(under(study, name)), by_domain=False) for name in SCHEMES}
+
+
+def check_splits(study: Settings, table: pd.DataFrame) -> None:
+    """Draw the splits of the study's probes and networks, but for twins, which only px tell.
+
+    table: as `looked_at`. Raises SplitError where the study's sizes and folds ask for more.
+    """
+    schemes = [scheme_of(study, networks) for networks in (False, True)]
+    for scheme in schemes[: 1 if study.switches.shared_splits else 2]:
+        splits.make(table.sort_values("patch_id"), scheme)
 
 
 def splits_config(study: Settings, networks: bool = False) -> dict:

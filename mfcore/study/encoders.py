@@ -126,17 +126,17 @@ def _opened(study: Settings, name: str, results: Path) -> tuple[EncoderCard, sto
     return card, source, store.open_run(results, "embeddings", name, config, inputs, known | inputs)
 
 
-def check_tolerances(study: Settings, table: pd.DataFrame) -> None:
-    """Raise EncoderError where embeddings made elsewhere have a tolerance beyond half a patch.
+def check_features(study: Settings, table: pd.DataFrame) -> None:
+    """Raise EncoderError where embeddings made elsewhere don't match the study's patches.
 
-    table: labels, with the um/px of each row's slide.
+    table: as `mfcore.study.data.looked_at`.
     """
     from mfcore.encoders import features
 
     for own in study.own_encoders:
         if own.features:
             place, placing = Path(own.features), data.placing_of(study)
-            features.check_tolerance(place, table, placing, own.tolerance_px)
+            features.match(place, table, placing, own.tolerance_px)
 
 
 def feature_files(study: Settings) -> list[Path]:

@@ -56,8 +56,9 @@ class Scored:
     (mean over the folds' probabilities of class 1), ``score_sd`` (their sample standard deviation,
     NaN for one fold) and ``score_fold0`` and so on. facts: ``arm``, ``kind``, ``size``,
     ``n_folds``, ``positive``; by metric of MEASURED the mean over the folds' own test patches;
-    ``domains`` that the arm learned from, ``other_domains`` of the candidates; ``auroc_across``:
-    the mean over pairs of one domain learned and another tested, NaN where the study has none.
+    ``um_per_px_said``: slides whose um/px the study says, not they; ``domains`` that the arm
+    learned from, ``other_domains`` of the candidates; ``auroc_across``: the mean over pairs of one
+    domain learned and another tested, NaN where the study has none.
     """
 
     table: pd.DataFrame
@@ -81,6 +82,9 @@ class Scored:
         if not np.isnan(facts["auroc_across"]):
             across = facts["auroc_across"]
             lines.append(f"Trained on one domain and tested on another: AUROC {across:.2f}.")
+        if facts["um_per_px_said"]:
+            names = ", ".join(facts["um_per_px_said"][:MAX_NAMED])
+            lines.append(f"Slides that don't state their um/px have the study's: {names}.")
         if facts["other_domains"]:
             names = ", ".join(facts["other_domains"])
             lines.append(f"The arm has seen nothing of the domains {names}: expect worse scores.")
@@ -122,7 +126,10 @@ def predict(
         rows["score_sd"] = scores.std(axis=0, ddof=1)
     for fold, of_fold in enumerate(scores):
         rows[f"score_fold{fold}"] = of_fold
-    return Scored(rows, _facts(study, arm, size, len(scores), candidates))
+    facts = _facts(study, arm, size, len(scores), candidates)
+    said = stored.record["facts"]["um_per_px_said_by_study"] if "um_per_px" not in rows else []
+    facts["um_per_px_said"] = [f"{one['slide_id']} ({one['um_per_px']:g})" for one in said]
+    return Scored(rows, facts)
 
 
 def _cut(
@@ -225,7 +232,9 @@ def _keep(study: Study, run: store.Run) -> store.Run:
     kept = store.open_run(study.folder, "external-kept", name, {}, inputs)
     if not kept.done:
         (ours, _), (new, _) = patches.load(study.patches), patches.load(run)
-        cases = sorted(set(ours["case_id"]) & set(new["case_id"]))
+        # the file of a patch image stands for a case that isn't known, and says nothing
+        ours, named = (table[table["case_id"] != table["file"]] for table in (ours, new))
+        cases = sorted(set(ours["case_id"]) & set(named["case_id"]))
         known = set(map(patches.pixels, patches.each(study.patches))) - {b""}
         is_same = np.array([patches.pixels(patch) in known for patch in patches.each(run)])
         is_shared = new["case_id"].isin(cases) | is_same

@@ -103,7 +103,7 @@ def _now(name: str, study: Settings, data: Path, was: dict, known: Fingerprints)
         of_studies = map(
             study_encoders.feature_files, (study, *predictions.external_sets(study).values())
         )
-        found = {str(path): known.of_slide(path) for files in of_studies for path in files}
+        found = {str(path): known.of(path, True) for files in of_studies for path in files}
     elif kind == "encoders":
         found = {
             str(path): known.of(path, whole=True) if path.is_file() else None

@@ -56,7 +56,12 @@ class LinearProbe:
         return self.residual < RESIDUAL_TOLERANCE
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Probability of class 1, float32 (n,), of features (n, n_dims)."""
+        """Probability of class 1, float32 (n,), of features (n, n_dims).
+
+        Raises ValueError for features that aren't finite.
+        """
+        if len(bad := np.flatnonzero(~np.isfinite(features).all(axis=1))):
+            raise ValueError(f"{len(bad)} rows of features aren't finite, the first is {bad[0]}")
         scores = features @ (self.weight[1] - self.weight[0])  # (n,)
         return expit(scores.astype(np.float64) + (self.bias[1] - self.bias[0])).astype(np.float32)
 
@@ -226,6 +231,13 @@ def fit_units(material: Material, run: store.Run, options: Probe) -> store.Run:
     fits = pd.DataFrame([store.read_json(run.unit_file(unit.name, ".json")) for unit in units])
     store.write_csv(run.path("fits.csv"), fits)
     n_not_converged = int((~fits["converged"]).sum())
+    if n_zero := int((fits["n_iter"] == 0).sum()):
+        warnings.warn(
+            f"{run.identity['name']}: in {n_zero} of {len(fits)} fits the penalty leaves no weight,"
+            " so that every patch has one score: the embeddings have few dimensions or vary little,"
+            " as those of length 1 do; probe.cost, raised, weakens the penalty",
+            stacklevel=2,
+        )
     files = ["predictions.parquet", "fits.csv"]
     return run.finish(files, n_fits=len(fits), n_not_converged=n_not_converged)
 

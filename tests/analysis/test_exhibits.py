@@ -414,6 +414,13 @@ def test_the_abstract_does_not_call_a_difference_clear_that_is_not_or_that_folds
     assert "too few folds were run to tell this difference from chance" in domains.abstract(opened(MIDOG, two))
 
 
+def test_the_abstract_names_an_arm_that_gives_all_patches_one_score():
+    found = predictions(labels())
+    plain = found.assign(score=found["score"].where(found["arm"] != "other", 0.3))
+    assert ". In 5 folds other gives all patches one score, which no AUROC judges." in domains.abstract(opened(MIDOG, plain))
+    assert "one score" not in domains.abstract(opened(MIDOG, found))
+
+
 def test_the_abstract_compares_a_best_probe_with_the_best_network_and_counts_missing_runs():
     found = predictions(labels())
     kinds = found["arm"].map({"net": "probe", "low rank": "LoRA", "good": "probe", "other": "end-to-end"})

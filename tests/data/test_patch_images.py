@@ -80,7 +80,7 @@ def test_resize_shows_the_whole_image(tmp_path):
         ((16, 16), "", {"um_per_px": 0.25}, "2 of 2 images don't state their um/px; say data.um_per_px, .*um_per_px: null"),
         ((16, 16), ",um_per_px;,0.5;,", {"um_per_px": 0.25, "fit": "crop"}, "1 of 2 images don't state their um/px"),
         ((16, 16), ",um_per_px;,0.5;,0.25", {"um_per_px": 0.25}, r"images have 0\.5 um/px, patches\.um_per_px is 0\.25"),
-        ((16, 20), ",x,y;,1,2;,3,4", {"fit": "resize"}, "x and y say where .* set fit: crop"),
+        ((16, 20), ",x,y,downsample;,1,2,1;,3,4,1", {"fit": "resize"}, "x and y say where .* set fit: crop"),
     ],
 )
 def test_what_would_have_an_unknown_scale_is_refused(tmp_path, sides, columns, reading, message):
@@ -124,3 +124,22 @@ def test_16_bit_rgb_is_refused_which_pillow_opens_as_8_bit(tmp_path):
     run = store.open_run(tmp_path / "results", "patches", "deep", {}, {})
     with pytest.raises(PatchError, match=r"a\.tif: RGB of 16 bit, of which 8 would be lost"):
         patches.extract(labels.load(SOURCES["images"], tmp_path), tmp_path, run, reading)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif", "a.png"])
+def test_images_that_a_tag_turns_are_refused(tmp_path, name):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(image(16, 16)).save(tmp_path / name, exif=exif)
+    Image.fromarray(image(16, 16)).save(tmp_path / "0.png")
+    (tmp_path / "images.csv").write_text(f"file,label\n0.png,0\n{name},1\n")
+    run = store.open_run(tmp_path / "results", "patches", "turned", {}, {})
+    reading = Reading(stored_px=16, size_px=16, um_per_px=None, are_images=True)
+    with pytest.raises(PatchError, match=rf"{name}: to be turned by its orientation, 6; save it turned"):
+        patches.extract(labels.load(SOURCES["images"], tmp_path), tmp_path, run, reading)
+
+
+def test_images_that_a_crop_fills_up_are_counted(tmp_path):
+    extract(tmp_path, [image(20, 31), image(10, 16), image(16, 16)], fit="crop")
+    (run,) = (tmp_path / "results").glob("patches-*")
+    assert store.run_at(run).record["facts"]["n_patches_over_edge"] == 1

@@ -6,10 +6,11 @@ import pytest
 import tifffile
 
 from mfcore import store
-from mfcore.data import patches
+from mfcore.data import patches, splits_draw
 from mfcore.data.labels import table as labels
 from mfcore.data.labels.source import SOURCES
 from mfcore.data.patches import PatchError, Reading
+from mfcore.data.splits_draw import Placing
 
 
 def test_patches_of_a_table_are_read_into_a_run(tmp_path):
@@ -23,6 +24,26 @@ def test_patches_of_a_table_are_read_into_a_run(tmp_path):
     stored, pixels = patches.load(patches.extract(table, tmp_path, run, Reading(16, 12, um_per_px=None)))
     np.testing.assert_array_equal(pixels, [image[32:48, 22:38], image[42:58, 52:68]])
     assert stored["um_per_px"].tolist() == [0.5, 0.5] and table["um_per_px"].isna().all(), "the given table is left as it is"
+
+
+def test_the_label_tables_resolution_is_that_of_a_slide_that_states_none(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tiff", np.zeros((90, 100, 3), np.uint8), tile=(32, 32), photometric="rgb")
+    (tmp_path / "annotations.csv").write_text("file,x,y,label\na.tiff,30,40,1\na.tiff,60,50,0\n")
+    table = labels.load(SOURCES["csv"], tmp_path).assign(um_per_px=0.25)
+    reading = Reading(16, 12, um_per_px=0.5, slide_um_per_px=0.5)
+    run = store.open_run(tmp_path / "results", "patches", "mine", {}, {})
+    assert patches.load(patches.extract(table, tmp_path, run, reading))[0]["um_per_px"].tolist() == [0.25, 0.25]
+
+
+def test_a_patch_of_a_smaller_level_covers_more_of_its_slide():
+    """Images of 32 px at 0.5 um/px of a slide of 0.25 um/px, 40 level-0 px apart, share px."""
+    table = pd.DataFrame({"patch_x_l0_px": [32.0, 72.0, 132.0], "patch_y_l0_px": 32.0, "um_per_px": 0.5, "downsample": 2.0})
+    table = table.assign(slide_id="s", x_l0_px=table["patch_x_l0_px"], y_l0_px=32.0)
+    placing = Placing(32, 0.5)
+    assert patches.corners(table, 32, placing).tolist() == [[0, 0], [40, 0], [100, 0]]
+    placed = splits_draw.with_places(table, placing)
+    assert placed["side_l0_px"].tolist() == [64, 64, 64]
+    assert splits_draw.overlapping(placed.iloc[:1], placed.iloc[1:]).tolist() == [True, False]
 
 
 def test_counts():

@@ -171,7 +171,7 @@ def test_ids_files_and_places_that_agree_and_rows_of_no_patch(tmp_path, table):
     np.testing.assert_array_equal(match_array(tmp_path, table, placed(table, file="/else/" + table["file"])), VECTORS)
     names = placed(table, file=table["slide_id"]).drop(columns="patch_id")  # without the folder
     np.testing.assert_array_equal(match_array(tmp_path, table, names), VECTORS)
-    more = pd.concat([table[["patch_id"]], pd.DataFrame({"patch_id": [99, 99]})])
+    more = pd.concat([table[["patch_id", "file"]], pd.DataFrame({"patch_id": [99, 99], "file": "a.svs"})])
     unused = np.concatenate([VECTORS, VECTORS[:2]])
     np.testing.assert_array_equal(match_array(tmp_path, table, more, unused), VECTORS)
 
@@ -328,3 +328,82 @@ def test_what_a_layout_cannot_state_is_refused(tmp_path, table, run):
         features.export(run, table, tmp_path, "h5", PLACING)
     with pytest.raises(ValueError, match="of 12 patches the place or the um/px isn't known"):
         features.export(run, table.assign(um_per_px=np.nan), tmp_path, "trident", PLACING)
+
+
+# ---- what would be matched with the wrong patches, or go unseen ----
+
+
+def images(folders, n=3):
+    """Patch images of the same numbers in several folders."""
+    files = [f"{folder}/{i}.png" for folder in folders for i in range(n)]
+    places = {"patch_x_l0_px": np.nan, "patch_y_l0_px": np.nan, "um_per_px": np.nan}
+    return pd.DataFrame({"patch_id": np.arange(len(files)), "slide_id": files, "file": files, **places})
+
+
+def write_array(folder, rows, vectors):
+    np.save(folder / "f.npy", vectors)
+    rows.to_csv(folder / "f.csv", index=False)
+    return folder / "f.npy"
+
+
+def test_files_of_one_number_in_another_folder_are_no_match(tmp_path):
+    given = pd.DataFrame({"file": [f"siteA/{i}.png" for i in range(3)]})
+    place = write_array(tmp_path, given, VECTORS[:3])
+    with pytest.raises(EncoderError, match="3 of the study's 3 patches have no features"):
+        features.match(place, images(["siteB"]), PLACING)
+    np.testing.assert_array_equal(features.match(place, images(["siteA"]), PLACING).features, VECTORS[:3])
+
+
+@pytest.mark.parametrize("before", ["/data/x/", "C:\\x\\", ""])
+def test_a_path_that_ends_as_the_studys_is_the_same_whatever_its_number_of_folders(tmp_path, before):
+    table = images(["a/siteA", "a/siteB"])
+    files = [before + file.removeprefix("" if before else "a/") for file in table["file"]]
+    place = write_array(tmp_path, pd.DataFrame({"file": files}), VECTORS[:6])
+    order = np.array([3, 1, 5, 0, 2, 4])
+    matched = features.match(place, table.iloc[order].reset_index(drop=True), PLACING)
+    np.testing.assert_array_equal(matched.features, VECTORS[order])
+
+
+def test_ids_alone_of_another_number_of_patches_are_refused(tmp_path):
+    table = images(["a"], 5)
+    place = write_array(tmp_path, table[["patch_id"]], VECTORS[:5])
+    assert features.match(place, table, PLACING).n_unused == 0
+    with pytest.raises(EncoderError, match="5 rows named by patch_id alone, the study has 4 patches"):
+        features.match(place, table.iloc[:4], PLACING)
+    write_array(tmp_path, table[["patch_id", "file"]], VECTORS[:5])
+    assert features.match(place, table.iloc[:4], PLACING).n_unused == 1
+
+
+def test_the_checksum_is_of_every_file_and_of_all_of_it(tmp_path):
+    for of_class in ("atypical", "normal"):
+        (tmp_path / "eva" / of_class).mkdir(parents=True)
+        torch.save(torch.ones(4), tmp_path / "eva" / of_class / "1.pt")
+    lines = "origin,embeddings\na.png,atypical/1.pt\nb.png,normal/1.pt\n"
+    (tmp_path / "eva" / "manifest.csv").write_text(lines)
+    seen = [features.contract(tmp_path / "eva")[1]]
+    for of_class in ("atypical", "normal"):
+        torch.save(2 * torch.ones(4), tmp_path / "eva" / of_class / "1.pt")
+        seen.append(features.contract(tmp_path / "eva")[1])
+    assert len(set(seen)) == 3
+    large = np.zeros((40_000, 256), np.float32)  # 41 MB
+    place = write_array(tmp_path, pd.DataFrame({"patch_id": np.arange(len(large))}), large)
+    before = features.contract(place)[1]
+    large[1500:1510] = 1
+    np.save(place, large)
+    assert features.contract(place)[1] != before
+
+
+def test_images_of_a_smaller_level_cover_more_of_their_slide(tmp_path):
+    """Images of 32 px at 0.5 um/px, from slides of 0.25 um/px."""
+    table = images(["a"], 4).assign(slide_id="s", um_per_px=0.5, downsample=2.0, patch_x_l0_px=100.0, patch_y_l0_px=100.0)
+    np.testing.assert_array_equal(features.sides_l0_px(table, Placing(32, 0.5)), 64)
+    np.testing.assert_array_equal(features.sides_l0_px(table, Placing(32, None)), 64)
+
+
+def test_clams_files_of_another_side_are_refused(tmp_path, table):
+    write_slides(tmp_path / "h5", table, says_side=False)
+    for file in (tmp_path / "h5").iterdir():
+        with h5py.File(file, "a") as content:
+            content["coords"].attrs.update({"patch_size": 256, "patch_level": 0})
+    with pytest.raises(EncoderError, match="features of another field of view"):
+        features.match(tmp_path / "h5", table, PLACING)

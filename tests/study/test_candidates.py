@@ -116,7 +116,8 @@ def test_the_command_writes_scores_and_a_file_for_qupath_of_each_slide(made, tab
     assert cli.main(["predict", *where, *asked]) == 0
     said = capsys.readouterr().out
     assert "80 candidates scored by net" in said and "10 files for QuPath" in said
-    scores = pd.read_csv(made / "results" / "little" / "scores" / f"{table.stem}.net.csv")
+    (file,) = (made / "results" / "little" / "scores").glob(f"{table.stem}-*.net.csv")
+    scores = pd.read_csv(file)
     assert len(scores) == 80 and scores["score"].between(0, 1).all()
     features = json.loads((tmp_path / "geo" / "0.tiff.geojson").read_text())["features"]
     assert len(features) == 8 and set(features[0]["properties"]["measurements"]) == {"score", "score_sd"}
@@ -142,7 +143,11 @@ def test_no_scores_are_written_where_the_labels_of_the_study_lie(made, tmp_path,
     for _ in range(2):
         assert cli.main([*asked, "--out", str(tmp_path / "scores.csv")]) == 0, "elsewhere, again and again"
     assert cli.main(asked) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "copy/results/little/scores/new.tiny.csv")
+    (written,) = (tmp_path / "copy/results/little/scores").glob("new-*.tiny.csv")
+    assert capsys.readouterr().out.splitlines()[-1] == str(written)
+    table.write_text("file,x,y\n1.tiff,30,30\n")
+    assert cli.main(asked) == 0 and written.is_file()
+    assert len(list(written.parent.glob("new-*.tiny.csv"))) == 2, "another table of that name loses no scores"
     assert {path: path.stat().st_mtime_ns for path in data_folder.rglob("*") if path.name != "new.csv"} == before
 
 
@@ -178,3 +183,14 @@ def test_a_resolution_between_those_learned_from_is_refused(made):
     external.refuse_other_resolution(study, pd.DataFrame({"um_per_px": [0.252, 0.98]}), "candidates")
     with pytest.raises(CandidateError, match=r"1 candidates are at 0\.5 um/px .*learned from patches at 0\.25, 1;"):
         external.refuse_other_resolution(study, pd.DataFrame({"um_per_px": [0.25, 0.5]}), "candidates")
+
+
+def test_lines_of_one_slide_name_one_file_and_one_resolution(made, tmp_path):
+    files = sorted(opened(made).labels["slide_id"].unique())[:2]
+    table = tmp_path / "new.csv"
+    table.write_text(f"file,x,y,slide\n{files[0]},90,90,P9\n{files[1]},90,90,P9\n")
+    with pytest.raises(LabelError, match=rf"line 3: file is '{files[1]}', on line 2 the same slide's is '{files[0]}'"):
+        mfcore.predict(opened(made), "tiny", table, made / "data", device="cpu")
+    table.write_text(f"file,x,y,um_per_px\n{files[0]},90,90,0.25\n{files[0]},99,90,0.5\n")
+    with pytest.raises(LabelError, match=r"line 3: um_per_px is '0\.5', on line 2 the same slide's is '0\.25'"):
+        mfcore.predict(opened(made), "tiny", table, made / "data", device="cpu")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from made_study import FILE as LITTLE
 from made_sweep import write_data
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 import mfcore
@@ -273,3 +274,23 @@ def test_candidates_are_scored_by_the_other_probes(made, tmp_path):
     np.testing.assert_allclose(of_fold["score"], scored.table.loc[of_fold["patch_id"], "score_fold1"], atol=2e-6)
     of_folds = scored.table[["score_fold0", "score_fold1"]]
     np.testing.assert_allclose(scored.table["score_sd"], of_folds.std(axis=1), atol=1e-12)
+
+
+def test_images_of_the_same_name_are_no_shared_case(tmp_path):
+    """Two hospitals number their images alike; only what has the same pixels is shared."""
+    study = "title: T\ndata: {{source: images, positive: a, negative: b}}\npatches: {{size_px: 8, um_per_px: null}}\n"
+    study += "splits: {{sizes: [1.0], by_domain: false, n_folds: 2}}\nencoders: [resnet50]\nname: {name}\n"
+    (tmp_path / "studies").mkdir()
+    for number, name in enumerate(("home", "away")):
+        more = "test_on: [away.yaml]\n" if name == "home" else ""
+        (tmp_path / "studies" / f"{name}.yaml").write_text(study.format(name=name) + more)
+        rng = np.random.default_rng(number)
+        for kind in "ab":
+            (tmp_path / "data" / name / kind).mkdir(parents=True)
+            for i in range(4):
+                pixels = rng.integers(0, 255, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / name / kind / f"{i}.png")
+    opened_ = opened(tmp_path)
+    data.extract(opened_.settings, tmp_path / "data" / "home", opened_.folder)
+    kept = external.cut(opened_, "away", tmp_path / "data" / "home")
+    assert kept.record["facts"]["shared_cases"] == [] and kept.record["facts"]["n_kept"] == 8

@@ -123,6 +123,23 @@ def test_the_kink_at_zero_is_told_from_a_minimum_close_to_it(times):
     assert np.linalg.norm(weight) < 0.1
 
 
+def test_a_penalty_that_leaves_no_weight_is_said(tmp_path):
+    """Embeddings of length 1, as image-text models give: separable, and worth less than their penalty."""
+    features, labels = problem(3, n=400, n_dims=64, shift=1.0)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    run = made_embeddings.write(tmp_path, features.astype(np.float32), labels)
+    with pytest.warns(UserWarning, match="in 6 of 6 fits the penalty leaves no weight, .* probe.cost, raised, weakens"):
+        study_arms.fit_probe(made_embeddings.STUDY, run, tmp_path)
+
+
+def test_features_that_are_not_finite_have_no_score():
+    features, labels = problem(4)
+    fitted = probe.fit(features, labels)
+    features[3, 2] = np.nan
+    with pytest.raises(ValueError, match="1 rows of features aren't finite, the first is 3"):
+        fitted.predict(features)
+
+
 def test_features_without_variance_give_the_share_of_class_1():
     labels = np.array([0, 1, 1, 0, 1, 1, 1, 0])
     assert probe.fit(np.full((8, 3), 7.3, np.float32), labels).predict(np.ones((2, 3), np.float32)) == pytest.approx(5 / 8)

@@ -221,4 +221,6 @@ def lines(file: Path) -> pd.DataFrame:
         places = rows.columns.intersection(["x", "y"])
         decimal = r"^(-?\d+),(\d{1,2}|\d{4,})$"
         rows[places] = rows[places].replace(decimal, r"\1.\2", regex=True)
+        scales = rows.columns.intersection(["um_per_px", "downsample"])  # of which none is 1,000
+        rows[scales] = rows[scales].replace(r"^(\d+),(\d+)$", r"\1.\2", regex=True)
     return rows

@@ -6,6 +6,7 @@ FOLDER/train/CLASS/anything/a.png      the same, divided by its publishers into 
 FOLDER/images.csv                      file,label and what is known besides
 """
 
+import warnings
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,7 +27,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 NOT_READ = (".bmp", ".gif", ".jp2", ".webp")
 REQUIRED = ("file", "label")
 OF_A_SLIDE = ("case", "domain", "scanner", "lab", "species", "split")  # the same on all its lines
-OPTIONAL = ("slide", *OF_A_SLIDE, "votes", "x", "y", "um_per_px")
+NUMBERS = ("x", "y", "um_per_px", "downsample")
+OPTIONAL = ("slide", *OF_A_SLIDE, "votes", *NUMBERS)
 
 
 def read(place: Path, label_values: tuple[str, ...], check_files: bool) -> pd.DataFrame:
@@ -35,7 +37,8 @@ def read(place: Path, label_values: tuple[str, ...], check_files: bool) -> pd.Da
     A table needs the columns REQUIRED; ``file`` is a path relative to the table. Where known:
     ``slide`` (else each image counts as a slide of its own), ``case`` (else each slide is one),
     ``domain``, ``scanner``, ``lab``, ``species``, ``split``, ``votes`` as in `csv.read`, ``x`` and
-    ``y`` (the patch's centre on its slide, level-0 px), ``um_per_px`` (of the image).
+    ``y`` (the patch's centre on its slide, level-0 px), ``um_per_px`` (of the image), and
+    ``downsample`` (level-0 px of the slide to a px of the image, 1 unless said).
     label_values: how class 0 and class 1 are written, in the table or as folders; labels that are
     all 0 or 1 are the classes 0 and 1. REST stands for all labels but the other class's.
     Raises LabelError with all lines, files or classes that can't be used.
@@ -57,6 +60,13 @@ def read(place: Path, label_values: tuple[str, ...], check_files: bool) -> pd.Da
     if check_files:
         missing = [f"line {n}: {f}" for n, f in rows["file"].items() if not (folder / f).is_file()]
         refuse(place, missing, f"images that are not below {folder}; put them there:")
+    is_placed = rows["x"] != ""
+    if is_placed.any() and (rows.loc[is_placed, "downsample"] == "").all():
+        warnings.warn(
+            f"{place}: x and y are level-0 px, and a px of an image is taken for one of them; where"
+            " images are from a smaller level, say in a column downsample how many",
+            stacklevel=2,
+        )
     slides = rows["slide"].where(rows["slide"] != "", rows["file"])
     table = {
         "slide_id": slides,
@@ -67,6 +77,7 @@ def read(place: Path, label_values: tuple[str, ...], check_files: bool) -> pd.Da
         "x_l0_px": pd.to_numeric(rows["x"]),
         "y_l0_px": pd.to_numeric(rows["y"]),
         "um_per_px": pd.to_numeric(rows["um_per_px"]),
+        "downsample": pd.to_numeric(rows["downsample"]),
         "votes": [
             np.array([label_values.index(vote) for vote in csv.cast(cell)], dtype=np.int8)
             for cell in rows["votes"]
@@ -110,8 +121,9 @@ def _of_folders(folder: Path, label_values: tuple[str, ...]) -> pd.DataFrame:
     rows = rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
     if has_domains:
         firsts = pd.Series([names[0] for names in parts])
-        is_split = firsts.str.lower().isin(SPLITS).all()
-        rows["split" if is_split else "domain"] = firsts.str.lower() if is_split else firsts
+        as_split = firsts.str.lower().replace({"validation": "val", "valid": "val"})
+        is_split = as_split.isin(SPLITS).all()
+        rows["split" if is_split else "domain"] = as_split if is_split else firsts
     return rows
 
 
@@ -153,11 +165,14 @@ def _problems(rows: pd.DataFrame, label_values: tuple[str, ...]) -> list[str]:
         wrong = csv.wrong_values(row, label_values, has_domains)
         wrong += [
             f"{key} is {row[key]!r}, expected a number"
-            for key in ("x", "y", "um_per_px")
+            for key in NUMBERS
             if row[key] and not is_finite(row[key])
         ]
-        if is_finite(row["um_per_px"]) and float(row["um_per_px"]) <= 0:
-            wrong.append(f"um_per_px is {row['um_per_px']}, expected more than 0")
+        wrong += [
+            f"{key} is {row[key]}, expected more than 0"
+            for key in NUMBERS[2:]
+            if is_finite(row[key]) and float(row[key]) <= 0
+        ]
         path = PurePosixPath(row["file"])
         if not row["file"] or path.is_absolute() or ".." in path.parts or "\\" in row["file"]:
             wrong.append(

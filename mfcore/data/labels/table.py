@@ -69,7 +69,8 @@ def load(
     ``um_per_px`` is NaN for slides: it is known when slides are read. ``votes`` has a rater's vote
     each, int8, 1 positive, and none where they aren't published; ``official_split`` the authors'
     own ("train", "val", "test" or empty); ``scanner``, ``lab`` and ``species`` are empty where
-    unknown. ``check_files`` False reads labels where there are no slides. ``slides``: names of the
+    unknown. ``downsample`` is there where a table of images has it, NaN where a line has none.
+    ``check_files`` False reads labels where there are no slides. ``slides``: names of the
     slides to keep, empty for all; ``attrs["left_out"]`` counts the others. Raises LabelError, with
     up to ten problems at once.
     """
@@ -92,7 +93,9 @@ def load(
         raise LabelError(f"{main}: every annotation is of one class; a study needs both")
     table.insert(0, "patch_id", np.arange(len(table), dtype=np.int64))
     types = {"label": np.int8, "x_l0_px": float, "y_l0_px": float, "um_per_px": float}
-    return table.astype(types)[list(COLUMNS)]
+    is_said = "downsample" in table and table["downsample"].notna().any()
+    columns = [*COLUMNS, *(["downsample"] if is_said else [])]
+    return table.astype(types)[columns]
 
 
 def _of_slides(
@@ -120,7 +123,8 @@ def load_candidates(source: Source, file: Path, folder: Path) -> tuple[pd.DataFr
     """The rows of a table of unlabelled candidates, and the same as a label table of class 0.
 
     Needed: ``file``, and of slides ``x`` and ``y``; where known: ``slide``, ``domain``,
-    ``scanner``, ``um_per_px`` (of images). Raises LabelError with the lines that can't be used.
+    ``scanner``, ``um_per_px`` (of images, and of slides that don't state theirs). Raises LabelError
+    with the lines that can't be used.
     """
     rows = csv.lines(file)
     needed = ["file", "x", "y"] if source.has_slides else ["file"]
@@ -135,6 +139,15 @@ def load_candidates(source: Source, file: Path, folder: Path) -> tuple[pd.DataFr
         if (text or name in needed) and not is_finite(text)
     ]
     problems += [f"line {line}: file is empty" for line in cells.index[cells["file"] == ""]]
+    first_of: dict[str, tuple[int, str, str]] = {}
+    for line, row in cells.iterrows() if source.has_slides else ():
+        here = line, row["file"], row["um_per_px"]
+        first = first_of.setdefault(row["slide"] or row["file"], here)
+        problems += [
+            f"line {line}: {name} is {one!r}, on line {first[0]} the same slide's is {other!r}"
+            for name, one, other in zip(("file", "um_per_px"), here[1:], first[1:], strict=True)
+            if one != other
+        ]
     refuse(file, problems, "lines that can't be used; correct or remove them:")
     slides = cells["slide"].where(cells["slide"] != "", cells["file"])
     table = cells.assign(

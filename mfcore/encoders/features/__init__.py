@@ -21,7 +21,8 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from mfcore import store
-from mfcore.data.splits_draw import Placing
+from mfcore.data.labels.table import SLIDE_FOLDERS
+from mfcore.data.splits_draw import Placing, downsample_of
 from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.encoders.features.files import (
     MAX_NAMED,
@@ -42,12 +43,13 @@ SAME_PLACE_PX = 0.5  # level-0 px between rows of features of one place
 
 
 def contract(place: Path) -> tuple[int, str]:
-    """The width of the features at a place, and a checksum that stands for their files.
+    """The width of the features at a place, and a checksum that stands for all of their files.
 
-    Of a large file the checksum reads parts, as for slides. Raises EncoderError as `files_of`.
+    Raises EncoderError as `files_of`.
     """
-    files = files_of(place)
-    stands_for = digest({file.name: Fingerprints().of_slide(file) for file in files})
+    files, prints = files_of(place), Fingerprints()
+    named = {file.relative_to(place) if place.is_dir() else file.name: file for file in files}
+    stands_for = digest({str(name): prints.of(file, whole=True) for name, file in named.items()})
     return width(files), hashlib.sha256(stands_for.encode()).hexdigest()
 
 
@@ -129,6 +131,12 @@ def match(
             " exact places, or ids"
         )
     if "patch_id" in rows:
+        if "file" not in rows and len(rows) != len(table):
+            raise EncoderError(
+                f"{place}: {len(rows):,} rows named by patch_id alone, the study has"
+                f" {len(table):,} patches; a patch_id counts the study's labels, which may have"
+                " changed since: give the column file, too, and on slides x and y"
+            )
         _check_ids(place, rows.iloc[row_of], table, tolerance_px)
     return Matched(features[row_of], len(rows) - len(row_of), float(distances.max(initial=0)))
 
@@ -172,23 +180,37 @@ def _is_same(one: str, other: str) -> bool:
     return a[-n:] == b[-n:]
 
 
-def _alike(place: Path, given: pd.Series, wanted: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """Both as they are, or, where they have nothing in common, by the files' names alone.
+def _as_given(place: Path, given: pd.Series, wanted: pd.Series) -> pd.Series:
+    """Paths that are ``wanted``, each as it stands in ``given``; itself where it doesn't.
 
-    Raises EncoderError where a name that is wanted stands for several paths.
+    Where none stands there as it is, two paths are the same where one is the other's end, without
+    the folder in which the study found a slide. Raises EncoderError where one path is then the same
+    as several.
     """
     if set(wanted) & set(given):
-        return given, wanted
-    names = [files.map(lambda path: PureWindowsPath(path).name) for files in (given, wanted)]
-    for paths, of_paths in zip((given, wanted), names, strict=True):
-        several = paths.groupby(of_paths).nunique().loc[lambda n: n > 1].index
-        if len(both := sorted(set(several) & set(names[0]) & set(names[1]))):
-            alike = sorted(paths[of_paths == both[0]].unique())[:3]
+        return wanted
+    whole = {PureWindowsPath(path).parts: path for path in given.unique()}
+    longer: dict[tuple[str, ...], set[str]] = {}  # by each of their ends
+    for parts, path in whole.items():
+        for n in range(1, len(parts) + 1):
+            longer.setdefault(parts[-n:], set()).add(path)
+    found: dict[str, str] = {}
+    taken: dict[str, str] = {}  # what each path of ``given`` was found for
+    for path in wanted.unique():
+        parts = PureWindowsPath(path).parts
+        parts = parts[1:] if len(parts) > 1 and parts[0] in SLIDE_FOLDERS else parts
+        shorter = {whole[parts[-n:]] for n in range(1, len(parts) + 1) if parts[-n:] in whole}
+        alike = sorted(longer.get(parts, set()) | shorter)
+        several = alike if len(alike) > 1 else [taken[one] for one in alike if one in taken]
+        if several:
+            several = sorted({*several, path} if len(alike) == 1 else several)
             raise EncoderError(
-                f"{place}: file {both[0]!r} stands there twice, for {' and '.join(alike)}; give"
-                " files by their paths as in the study's table"
+                f"{place}: file {parts[-1]!r} stands there twice, for"
+                f" {' and '.join(several[:3])}; give files by their paths as in the study's table"
             )
-    return names[0], names[1]
+        found[path] = alike[0] if alike else path
+        taken |= dict.fromkeys(alike, path)
+    return wanted.map(found)
 
 
 def _by_id(place: Path, rows: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
@@ -197,7 +219,7 @@ def _by_id(place: Path, rows: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
     given, wanted = rows[key], table[key]
     twice = set(given[given.duplicated()]) & set(wanted)
     if key == "file":
-        given, wanted = _alike(place, given, _origins(table))
+        wanted = _as_given(place, given, _origins(table))
         twice |= set(given[given.duplicated()]) & set(wanted)
     if twice:
         raise EncoderError(
@@ -225,8 +247,9 @@ def _by_place(
             " the features without them"
         )
     given, wanted = rows["slide_id" if "slide_id" in rows else "file"], table["slide_id"]
-    if not set(given) & set(wanted):
-        given, wanted = _alike(place, given, table["file"])
+    for paths in (table["slide_id"], table["file"]):
+        if not set(given) & set(wanted):
+            wanted = _as_given(place, given, paths)
     at = rows[["x", "y"]].to_numpy(float)
     centres = table[CENTRE].to_numpy(float)
     row_of, distances = np.full((len(table), 2), -1), np.full((len(table), 2), np.inf)
@@ -275,8 +298,9 @@ def export(
     files, name_of = [], _names_of_files(table)
     folder.mkdir(parents=True, exist_ok=True)
     for slide, rows in table.reset_index(drop=True).groupby("slide_id"):
-        um_per_px = float(rows["um_per_px"].iloc[0])
-        target = placing.um_per_px or um_per_px
+        at_image = float(rows["um_per_px"].iloc[0])
+        um_per_px = at_image / downsample_of(rows)[0]  # of level 0
+        target = placing.um_per_px or at_image
         name = name_of[slide]
         attributes = {
             "patch_size": placing.size_px,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore.data.labels.geojson import SUFFIXES
-from mfcore.data.splits_draw import Placing
+from mfcore.data.splits_draw import Placing, downsample_of
 from mfcore.encoders.card import EncoderError
 
 MAX_NAMED = 10  # patches, lines or files in a message
@@ -85,10 +85,10 @@ def read(files: list[Path], table: pd.DataFrame, placing: Placing) -> list[Block
 
 def sides_l0_px(table: pd.DataFrame, placing: Placing) -> pd.Series:
     """The side of each patch in level-0 px, NaN where its resolution isn't known."""
+    side = pd.Series(placing.size_px * downsample_of(table), index=table.index)
     if placing.um_per_px is None:
-        return pd.Series(float(placing.size_px), index=table.index)
-    um_per_px = table["um_per_px"].where(table["um_per_px"] > 0)
-    return placing.size_px * placing.um_per_px / um_per_px
+        return side
+    return side * placing.um_per_px / table["um_per_px"].where(table["um_per_px"] > 0)
 
 
 def _checked(features: np.ndarray, n_rows: int) -> np.ndarray:
@@ -202,7 +202,11 @@ def _of_slides(files: list[Path], table: pd.DataFrame, placing: Placing) -> list
             with h5py.File(file) as content:
                 coords = content["coords"][:].reshape(-1, 2).astype(float)  # (n, 2)
                 features = _checked(content["features"][:], len(coords))
-                stated = float(content["coords"].attrs.get("patch_size_level0", np.nan))
+                attributes = content["coords"].attrs
+                stated = attributes.get("patch_size_level0", np.nan)
+                if attributes.get("patch_level") == 0:  # CLAM's, and TRIDENT's, which says both
+                    stated = attributes.get("patch_size_level0", attributes["patch_size"])
+                stated = float(stated)
                 slides = content["slide_id"].asstr()[:] if "slide_id" in content else None
             if not np.isfinite(coords).all():
                 raise ValueError("coords aren't finite")

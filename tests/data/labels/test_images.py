@@ -88,10 +88,9 @@ def test_hidden_folders_are_left_out_and_what_cannot_be_read_is_refused(tmp_path
 
 def test_a_table_says_what_is_known(tmp_path):
     write_images(tmp_path, ["a/1.png", "a/2.png", "b/3.png"])
-    text = "file,label,slide,case,domain,votes,split,x,y,um_per_px\n"
-    text += (
-        "a/1.png,1,s1,c1,lung,1/0/1,train,10.5,20,0.25\na/2.png,0,s1,c1,lung,0,train,,,\nb/3.png,0,s2,c2,skin,,test,7,8,0.5\n"
-    )
+    text = "file,label,slide,case,domain,votes,split,x,y,um_per_px,downsample\n"
+    text += "a/1.png,1,s1,c1,lung,1/0/1,train,10.5,20,0.25,1\n"
+    text += "a/2.png,0,s1,c1,lung,0,train,,,,\nb/3.png,0,s2,c2,skin,,test,7,8,0.5,1\n"
     table = load(tmp_path, text)
     assert table["label"].tolist() == [1, 0, 0] and table["slide_id"].tolist() == ["s1", "s1", "s2"]
     assert table["case_id"].tolist() == ["c1", "c1", "c2"] and table["official_split"].tolist() == ["train", "train", "test"]
@@ -134,3 +133,27 @@ def test_images_outside_the_class_folders_and_no_images_are_refused(tmp_path):
     write_images(tmp_path, [*FOUR, "loose.png"])
     with pytest.raises(LabelError, match=r"lie in no class's folder; move them:\s+loose\.png"):
         load(tmp_path)
+
+
+def test_a_place_on_the_slide_says_how_many_px_of_it_an_image_px_covers(tmp_path):
+    write_images(tmp_path, ["1.png", "2.png"])
+    with pytest.warns(UserWarning, match="a px of an image is taken for one of them; .* column downsample"):
+        table = load(tmp_path, "file,label,x,y\n1.png,mitosis,4,4\n2.png,other,40,4\n")
+    assert "downsample" not in table
+    table = load(tmp_path, "file,label,x,y,downsample\n1.png,mitosis,4,4,2\n2.png,other,40,4,2\n")
+    assert table["downsample"].tolist() == [2, 2]
+    with pytest.raises(LabelError, match="line 2: downsample is -1, expected more than 0"):
+        load(tmp_path, "file,label,x,y,downsample\n1.png,mitosis,4,4,-1\n2.png,other,40,4,2\n")
+
+
+def test_validation_is_a_part_of_a_published_split_and_no_domain(tmp_path):
+    write_images(tmp_path, [f"{part}/{name}" for part in ("train", "Validation", "test") for name in FOUR])
+    table = load(tmp_path)
+    assert set(table["domain"]) == {"one domain"}
+    assert table["official_split"].tolist() == ["val"] * 4 + ["test"] * 4 + ["train"] * 4
+
+
+def test_a_decimal_comma_between_semicolons_is_one_in_every_column_of_numbers(tmp_path):
+    write_images(tmp_path, ["1.png", "2.png"])
+    table = load(tmp_path, "file;label;um_per_px\n1.png;mitosis;0,253\n2.png;other;0,5\n")
+    assert table["um_per_px"].tolist() == [0.253, 0.5]
