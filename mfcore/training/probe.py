@@ -56,14 +56,15 @@ class LinearProbe:
         return self.residual < RESIDUAL_TOLERANCE
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Probability of class 1, float32 (n,), of features (n, n_dims).
+        """Probability of class 1, float64 (n,), of features (n, n_dims).
 
-        Raises ValueError for features that aren't finite.
+        In float32 all scores above a logit of 17 would tie. Raises ValueError for features that
+        aren't finite.
         """
         if len(bad := np.flatnonzero(~np.isfinite(features).all(axis=1))):
             raise ValueError(f"{len(bad)} rows of features aren't finite, the first is {bad[0]}")
         scores = features @ (self.weight[1] - self.weight[0])  # (n,)
-        return expit(scores.astype(np.float64) + (self.bias[1] - self.bias[0])).astype(np.float32)
+        return expit(scores.astype(np.float64) + (self.bias[1] - self.bias[0]))
 
 
 def fit(

@@ -389,7 +389,7 @@ def test_domains_that_look_alike_lose_and_double_no_row(tmp_path, domains):
 
     embeddings = store.open_run(tmp_path, "embeddings", "made", {}, {"patches": study_data.find_patches(asked, tmp_path).key})
     with h5py.File(embeddings.path("embeddings.h5"), "w") as out:
-        features = rng.normal(labels["label"].to_numpy()[:, None], 1.0, (len(labels), 4))
+        features = 30 * rng.normal(labels["label"].to_numpy()[:, None], 1.0, (len(labels), 4))
         out["features"], out["patch_id"] = features.astype(np.float32), labels["patch_id"].to_numpy()
     study_arms.fit_probe(asked, embeddings.finish(["embeddings.h5"]), tmp_path)
 

@@ -26,7 +26,7 @@ needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real data of ../s
 
 STUDY = Settings(name="tiny", title="t", data=Data(source="midog"), patches=Patches(size_px=24, um_per_px=0.25))
 NATIVE = dataclasses.replace(STUDY, switches=Switches(resolution="native"))
-UM_PER_PX = {"001.tiff": 0.25, "002.tiff": 0.226, "003.tiff": 0.5}
+UM_PER_PX = {"001.tiff": 0.25, "002.tiff": 0.226, "003.tiff": 0.2}
 
 
 def write_slide(path, seed, um_per_px):
@@ -229,9 +229,9 @@ def test_every_bad_slide_is_named_before_anything_is_read(folder, tmp_path, monk
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ({"um_per_px": 0.5}, 0.5),
-        ({"um_per_px": 0.4, "um_per_px_by_scanner": {"A": 0.3, "B": 0.5}}, 0.5),  # a scanner's goes first
-        ({"um_per_px": 0.5, "um_per_px_by_scanner": {"A": 0.3}}, 0.5),
+        ({"um_per_px": 0.2}, 0.2),
+        ({"um_per_px": 0.4, "um_per_px_by_scanner": {"A": 0.3, "B": 0.2}}, 0.2),  # a scanner's goes first
+        ({"um_per_px": 0.2, "um_per_px_by_scanner": {"A": 0.3}}, 0.2),
     ],
 )
 def test_a_slide_without_resolution_takes_the_studys_for_its_scanner_and_the_run_says_so(folder, tmp_path, said, expected):
@@ -240,7 +240,7 @@ def test_a_slide_without_resolution_takes_the_studys_for_its_scanner_and_the_run
     run = study_data.extract(study, folder, tmp_path / "results")
     assert run.record["facts"]["um_per_px_said_by_study"] == [{"slide_id": "003.tiff", "scanner": "B", "um_per_px": expected}]
     table, array = patches.load(run)
-    assert table["um_per_px"].tolist() == pytest.approx([0.25, 0.226, 0.5] * 4, rel=1e-4)
+    assert table["um_per_px"].tolist() == pytest.approx([0.25, 0.226, 0.2] * 4, rel=1e-4)
     with open_slide(folder / table["file"][2], um_per_px=expected) as slide:
         np.testing.assert_array_equal(array[2], slide.read(table["x_l0_px"][2], table["y_l0_px"][2], 24, 0.25))
 

@@ -237,3 +237,13 @@ def test_embeddings_that_cannot_be_used_are_named_by_patch(embeddings):
         named = [107, 109] if rows else [100, 101]
         with pytest.raises(store.StoreError, match=rf"2 embeddings {name}, the first of patches \[{named[0]}, {named[1]}\]"):
             study_arms.fit_probe(made_embeddings.STUDY, run, folder)
+
+
+def test_scores_of_large_features_do_not_tie():
+    features, labels = problem(5, n=600)
+    fitted = probe.fit(features * 1e3, labels, 1e3)
+    scores = fitted.predict(60 * features * 1e3)
+    logits = 60 * (features * 1e3).astype(np.float64) @ (fitted.weight[1] - fitted.weight[0]).astype(np.float64)
+    assert (np.abs(logits) > 17).sum() > 10, "where float32 has no more digits"
+    is_near = np.abs(logits) < 30
+    assert len(np.unique(scores[is_near])) == is_near.sum()
