@@ -381,9 +381,8 @@ def abstract(study: Study) -> str:
     text += f". Trained on a single domain, {listed(lines)}" if lines else ""
     text += f". {counted(n_lacking, 'run')} failed or missing" * bool(n_lacking)
     for arm, n in constant(study.predictions).items():
-        text += (
-            f". In {counted(n, 'fold')} {arm} gives all patches one score, which no AUROC judges"
-        )
+        text += f". In {counted(n, 'fold')} {arm} gives all patches one score, and its AUROC there,"
+        text += " 0.50, says nothing"
     return f"{text}."
 
 

@@ -417,7 +417,9 @@ def test_the_abstract_does_not_call_a_difference_clear_that_is_not_or_that_folds
 def test_the_abstract_names_an_arm_that_gives_all_patches_one_score():
     found = predictions(labels())
     plain = found.assign(score=found["score"].where(found["arm"] != "other", 0.3))
-    assert ". In 5 folds other gives all patches one score, which no AUROC judges." in domains.abstract(opened(MIDOG, plain))
+    assert ". In 5 folds other gives all patches one score, and its AUROC there, 0.50, says nothing." in domains.abstract(
+        opened(MIDOG, plain)
+    )
     assert "one score" not in domains.abstract(opened(MIDOG, found))
 
 
