@@ -24,7 +24,15 @@ from mfcore.analysis.exhibit import (
     rounded,
     unit,
 )
-from mfcore.analysis.scores import OVER_FOLDS, full_size, in_order, intervals, mean_sd, pairs
+from mfcore.analysis.scores import (
+    OVER_FOLDS,
+    common,
+    full_size,
+    in_order,
+    intervals,
+    mean_sd,
+    pairs,
+)
 from mfcore.measures import binary, raters
 from mfcore.measures.resampling import (
     bootstrap,
@@ -118,7 +126,7 @@ def least_difference(study: Study) -> Exhibit:
 
 
 def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The arms from best to worst, with the places that each can hold.
+    """The arms from best to worst over the folds that all have, with the places that each can hold.
 
     ``arm, kind, mean, sd, n_folds``; ``rank_low``: the best place, one more than there are arms
     clearly better; ``rank_high``: the worst, as many as there are arms less those clearly worse.
@@ -128,7 +136,7 @@ def ranking_table(scores: pd.DataFrame, pairs: pd.DataFrame, settings: Settings)
 
     scores: as `Study.scores`. pairs: as `differences_table`.
     """
-    table = mean_sd(in_order(full_size(scores), settings), ["arm", "kind"], ["auroc"])
+    table = mean_sd(in_order(common(scores), settings), ["arm", "kind"], ["auroc"])
     table = table.rename(columns={"auroc": "mean", "auroc_sd": "sd"})
     place = {arm: i for i, arm in enumerate(table["arm"])}
     better = np.zeros((len(table), len(table)), dtype=bool)  # [i, j]: i is clearly better than j
@@ -150,10 +158,10 @@ def ranking(study: Study) -> Exhibit:
     """Arms from best to worst, each with its interval over slides or cases and its places."""
     settings = study.settings
     table = ranking_table(study.scores, pairs(study), settings)
-    spans = table[["arm"]].merge(intervals(study.predictions, settings), on="arm")
+    spans = table[["arm"]].merge(intervals(common(study.predictions), settings), on="arm")
     low, high = table["rank_low"].astype(str), table["rank_high"].astype(str)
     names = named(table, settings)["name"] + "   " + low + ("–" + high).where(low != high, "")
-    full = full_size(study.scores)
+    full = common(study.scores)
     full = full.assign(name=full["arm"].map(dict(zip(table["arm"], names, strict=True))))
     figure, axis = plt.subplots(figsize=(WIDTH_INCH, 1.2 + 0.27 * len(table)))
     sns.pointplot(

@@ -11,7 +11,6 @@ from mfcore.analysis.exhibit import (
     WIDTH_INCH,
     Exhibit,
     cells,
-    counted,
     finished,
     folds,
     in_panels,
@@ -22,19 +21,16 @@ from mfcore.analysis.exhibit import (
     rounded,
 )
 from mfcore.analysis.scores import (
-    by_size,
-    constant,
     human,
     in_order,
     mean_sd,
-    pairs,
     published as published_table,
     rater_lines,
 )
 from mfcore.measures.resampling import by_fold
-from mfcore.measures.statistics import LEVEL, Folds, mean_of, paired_test
+from mfcore.measures.statistics import Folds, mean_of, paired_test
 from mfcore.study.config import Settings
-from mfcore.study.predictions import ALL, PROBE, refuse_lost
+from mfcore.study.predictions import ALL, refuse_lost
 from mfcore.study.study import Study
 
 SECTION = "Across domains"
@@ -267,6 +263,7 @@ def apart_table(
     part = predictions[predictions["train_domain"] != ALL]
     refuse_lost(part, labels)
     scanners = labels[labels["scanner"] != ""].groupby("domain")["scanner"].agg(frozenset).to_dict()
+    in_part = {*labels.loc[labels["scanner"] == "", "domain"]}  # domains with unknown scanners
     if why := _nothing(part, scanners):
         row = _row("", "tumour against scanner", [], 0, 0, why)
         return pd.DataFrame([row], columns=APART)
@@ -279,10 +276,10 @@ def apart_table(
     for arm in in_order(part[["arm"]].drop_duplicates(), settings)["arm"]:
         at_home = home[home["arm"] == arm].groupby(["fold", "domain"])
         n_train, n_test = at_home["n_train"].first().mean(), at_home.size().mean()
-        costs = _costs(part[part["arm"] == arm], scanners, settings.splits.seed)
-        rows += [
-            _row(arm, name, cost, n_train, n_test, WHY_NOT[name]) for name, cost in costs.items()
-        ]
+        costs = _costs(part[part["arm"] == arm], scanners, in_part, settings.splits.seed)
+        but = f"; not all scanners of {listed(sorted(in_part))} are known" if in_part else ""
+        for name, cost in costs.items():
+            rows.append(_row(arm, name, cost, n_train, n_test, WHY_NOT[name] + but))
     return pd.DataFrame(rows, columns=APART)
 
 
@@ -296,8 +293,13 @@ def _nothing(part: pd.DataFrame, scanners: dict[str, frozenset]) -> str:
     return "all slides are of one scanner" if known else "the labels name no scanner"
 
 
-def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dict[str, list[Folds]]:
-    """What training elsewhere costs on the patches of home, by comparison, pair and fold."""
+def _costs(
+    part: pd.DataFrame, scanners: dict[str, frozenset], in_part: set[str], seed: int
+) -> dict[str, list[Folds]]:
+    """What training elsewhere costs on the patches of home, by comparison, pair and fold.
+
+    in_part: the domains of which not all scanners are known: none of them lacks a scanner.
+    """
     measured = {
         cell: by_fold(group, "auroc", seed, f"{cell[1]}, {cell[2]}").defined()
         for cell, group in part.groupby(["train_domain", "domain", "scanner"])
@@ -305,9 +307,10 @@ def _costs(part: pd.DataFrame, scanners: dict[str, frozenset], seed: int) -> dic
     ways: dict[tuple[str, str], dict[bool, list[Folds]]] = {}  # by whether training had the scanner
     for (train_domain, domain, scanner), away in measured.items():
         cost = measured[domain, domain, scanner] - away
-        if train_domain != domain and len(cost):
+        had = scanner in scanners.get(train_domain, ())
+        if train_domain != domain and len(cost) and (had or train_domain not in in_part):
             way = ways.setdefault((train_domain, domain), {True: [], False: []})
-            way[scanner in scanners.get(train_domain, ())].append(cost)
+            way[had].append(cost)
     alone = [
         mean_of(way[False]) - mean_of(way[True])
         for way in ways.values()
@@ -344,56 +347,3 @@ def tumour_against_scanner(study: Study) -> Exhibit:
     )
     name, title = "06_tumour_against_scanner", "Tumour or scanner"
     return Exhibit(name, title, caption, table, None, SECTION, rounded(table))
-
-
-# ---- in words ----
-
-
-def abstract(study: Study) -> str:
-    """What the study found, in two sentences: the best arm with all the data, and other domains.
-
-    A trained network is compared with the best probe, a probe with the best trained network; where
-    all arms are of one side, the best with the second. Further sentences count the missing
-    runs, and name arms that give all patches one score.
-    """
-    settings, table = study.settings, by_size(study)
-    full = table[table["size"] == table["size"].max()].sort_values("auroc", ascending=False)
-    best, *others = full.itertuples(index=False)
-    of_other_side = [row for row in others if (row.kind == PROBE) != (best.kind == PROBE)]
-    compared, n_lacking = [best, *(of_other_side or others)[:1]], len(study.failures)
-    is_usual = settings.mode == "strict" and not settings.switched
-    data = ", ".join(filter(None, [settings.caveat, "" if is_usual else settings.mode_title]))
-    limits = f" ({data})" if data else ""
-    text = (
-        f"With about {best.n_train:,} training patches{limits}, {best.arm} ({best.kind}) "
-        f"separates the classes {settings.data.positive} and {settings.data.negative}"
-        f"{' best' * bool(others)}: its AUROC is {best.auroc:.2f}"
-    )
-    if others:
-        place = f"the best {'trained network' if best.kind == PROBE else 'probe'}"
-        text += f", {_lead(*compared, place if of_other_side else 'the second', study)}"
-    means = means_table(study.scores, settings).dropna(subset=["out_of_domain"]).set_index("arm")
-    across = means.loc[[row.arm for row in compared if row.arm in means.index]]
-    lines = [
-        f"{row.Index} has {row.in_domain:.2f} on that domain and {row.out_of_domain:.2f} on others"
-        for row in across.itertuples()
-    ]
-    text += f". Trained on a single domain, {listed(lines)}" if lines else ""
-    text += f". {counted(n_lacking, 'run')} failed or missing" * bool(n_lacking)
-    for arm, n in constant(study.predictions).items():
-        text += f". In {counted(n, 'fold')} {arm} gives all patches one score, and its AUROC there,"
-        text += " 0.50, says nothing"
-    return f"{text}."
-
-
-def _lead(best: tuple, other: tuple, place: str, study: Study) -> str:
-    """How far the best arm is above another one, and whether the difference is clear of chance."""
-    table, both = pairs(study), [best.arm, other.arm]
-    p = table.loc[table["first"].isin(both) & table["second"].isin(both), "p_holm"].iloc[0]
-    said = "p below 0.001" if p < 0.001 else f"p = {p:.2g}"
-    is_clear = "clear of chance" if p < 1 - LEVEL else "not clear of chance"
-    test = f"this difference is {is_clear} ({said}, corrected for all pairs of arms)"
-    if np.isnan(p):
-        test = "too few folds were run to tell this difference from chance"
-    above = round(best.auroc, 2) - round(other.auroc, 2)  # of what is printed
-    return f"{above:.2f} above {place}, {other.arm} ({other.auroc:.2f}), and {test}"

@@ -92,12 +92,8 @@ class Exhibit:
             .map(lambda cell: true_minus(str(cell)))
             .to_dict("records")
         )
-        content = {
-            "title": self.title,
-            "caption": true_minus(self.caption),
-            "section": self.section,
-            "readable": readable,
-        }
+        content = {"title": self.title, "caption": true_minus(self.caption)}
+        content |= {"section": self.section, "readable": readable}
         store.write_json(folder / f"{self.name}.json", content)
         return self
 
@@ -354,8 +350,9 @@ def counted(n: int, what: str, several: str = "") -> str:
 
 
 def folds(table: pd.DataFrame | Mapping, what: str = "fold") -> str:
-    """Over how many folds the means of a table (or of one row) with ``n_folds`` are: "5 folds"."""
-    return counted(int(np.max(table["n_folds"])), what)
+    """Over how many folds the means of a table (or row) with ``n_folds`` are: "3 to 5 folds"."""
+    low, high = int(np.min(table["n_folds"])), int(np.max(table["n_folds"]))
+    return f"{low} to " * (low < high) + counted(high, what)
 
 
 def listed(names: Iterable[str]) -> str:

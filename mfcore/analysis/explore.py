@@ -29,7 +29,7 @@ from mfcore.analysis.exhibit import (
     show,
 )
 from mfcore.analysis.first_look import SHOWN_PX, class_colours, classes
-from mfcore.analysis.scores import full_size
+from mfcore.analysis.scores import common, full_size
 from mfcore.data import patches
 from mfcore.data.slides.reader import SlideError
 from mfcore.measures import raters
@@ -49,7 +49,7 @@ AGREEMENT = {ANY: "", "raters agree": raters.UNANIMOUS, "raters disagree": rater
 
 def best_arms(study: Study) -> list[str]:
     """The arms by their mean AUROC with all the data, the best first."""
-    means = full_size(study.scores).groupby("arm")["auroc"].mean()
+    means = common(study.scores).groupby("arm")["auroc"].mean()
     return means.sort_values(ascending=False).index.tolist()
 
 

@@ -1,20 +1,19 @@
 """Exhibits of the supplement of no experiment: data, arms, provenance."""
 
+import math
+
 import pandas as pd
 import yaml
 
 from mfcore import store
 from mfcore.analysis import domains, estimators, scores, switches
 from mfcore.analysis.encoders import cards, representations
-from mfcore.analysis.exhibit import (
-    Exhibit,
-    counted,
-    named,
-    of_what,
-)
+from mfcore.analysis.exhibit import Exhibit, counted, listed, named, of_what
 from mfcore.data import patches
 from mfcore.data.labels import schema as labels_schema
+from mfcore.measures.statistics import LEVEL, MIN_FOLDS
 from mfcore.study.config import as_dict
+from mfcore.study.predictions import PROBE
 from mfcore.study.study import Study
 
 PROVENANCE = "Provenance"
@@ -119,9 +118,73 @@ def _notes_on_images(labels: pd.DataFrame, fit: str | None, given: list[dict]) -
 
 
 def arms(study: Study) -> Exhibit:
-    """AUROC of every arm at every size, and what was found (`domains.abstract`)."""
+    """AUROC of every arm at every size, and what was found (`abstract`)."""
     shown = scores.across_sizes(named(scores.by_size(study), study.settings))
-    return Exhibit("05_arms", "Arms", domains.abstract(study), shown, section="Arms")
+    return Exhibit("05_arms", "Arms", abstract(study), shown, section="Arms")
+
+
+# ---- in words ----
+
+
+def abstract(study: Study) -> str:
+    """What the study found, in two sentences: the best arm with all the data, and other domains.
+
+    A trained network is compared with the best probe, a probe with the best trained network; where
+    all arms are of one side, the best with the second. Further sentences count the missing
+    runs, and name arms that give all patches one score.
+    """
+    settings, table = study.settings, scores.by_size(study)
+    full, shared = table[table["size"] == table["size"].max()], scores.common(study.scores)
+    full = full.assign(auroc=full["arm"].map(shared.groupby("arm")["auroc"].mean()))
+    full, n = full.sort_values("auroc", ascending=False), shared["fold"].nunique()
+    lacks = bool(n < full["n_folds"].max())  # some arm
+    best, *others = full.itertuples(index=False)
+    of_other_side = [row for row in others if (row.kind == PROBE) != (best.kind == PROBE)]
+    compared, n_lacking = [best, *(of_other_side or others)[:1]], len(study.failures)
+    is_usual = settings.mode == "strict" and not settings.switched
+    data = ", ".join(filter(None, [settings.caveat, "" if is_usual else settings.mode_title]))
+    limits = f" ({data})" if data else ""
+    text = (
+        f"With about {best.n_train:,} training patches{limits}, {best.arm} ({best.kind}) "
+        f"separates the classes {settings.data.positive} and {settings.data.negative}"
+        f"{' best' * bool(others)}: its AUROC is {best.auroc:.2f}"
+        f"{f' over the {n} folds that all arms have' * lacks}"
+    )
+    if others:
+        place = f"the best {'trained network' if best.kind == PROBE else 'probe'}"
+        text += f", {_lead(*compared, place if of_other_side else 'the second', study)}"
+    means = (
+        domains.means_table(study.scores, settings)
+        .dropna(subset=["out_of_domain"])
+        .set_index("arm")
+    )
+    across = means.loc[[row.arm for row in compared if row.arm in means.index]]
+    lines = [
+        f"{row.Index} has {row.in_domain:.2f} on that domain and {row.out_of_domain:.2f} on others"
+        for row in across.itertuples()
+    ]
+    text += f". Trained on a single domain, {listed(lines)}" if lines else ""
+    text += f". {counted(n_lacking, 'run')} failed or missing" * bool(n_lacking)
+    for arm, n in scores.constant(study.predictions).items():
+        text += f". In {counted(n, 'fold')} {arm} gives all patches one score, and its AUROC there,"
+        text += " 0.50, says nothing"
+    return f"{text}."
+
+
+def _lead(best: tuple, other: tuple, place: str, study: Study) -> str:
+    """How far the best arm is above another one, and whether the difference is clear of chance."""
+    table, both = scores.pairs(study), [best.arm, other.arm]
+    row = table[table["first"].isin(both) & table["second"].isin(both)].iloc[0]
+    p, n_folds = row["p_holm"], row["n_folds"]
+    said = "p below 0.001" if p < 0.001 else f"p = {p:.2g}"
+    is_clear = "clear of chance" if p < 1 - LEVEL else "not clear of chance"
+    test = f"this difference is {is_clear} ({said}, corrected for all pairs of arms)"
+    if math.isnan(p):
+        test = "nothing tells this difference from chance, for neither folds nor cases spread it"
+        if n_folds < MIN_FOLDS:
+            test = "too few folds were run to tell this difference from chance"
+    above = round(best.auroc, 2) - round(other.auroc, 2)  # of what is printed
+    return f"{above:.2f} above {place}, {other.arm} ({other.auroc:.2f}), and {test}"
 
 
 # ---- provenance ----

@@ -30,6 +30,7 @@ from mfcore.analysis.exhibit import (
 from mfcore.analysis.scores import (
     across_sizes,
     by_size,
+    common,
     external_scores,
     human,
     in_order,
@@ -179,11 +180,11 @@ def figure_1(study: Study) -> Exhibit:
         title = binary.TITLES.get(metric, f"{binary.TITLES['auroc']} {metric}")
         axis.set(title=title, xlabel="training patches, n (share)", ylim=(None, 1))
     grid.set_ylabels("mean ± SD over folds")
-    best = _best(table)
+    best, shaded = _best(study), "; shaded: 95 % interval of the raters" * bool(len(human(study)))
     caption = (
         "AUROC and balanced accuracy on the test patches against the number of training patches "
         f"({of_what(settings)}){_on_others(settings, beside)}. Points and bars: mean and sample SD "
-        f"of {folds(table, 'Monte Carlo fold')}; shaded: 95 % interval of the raters. With all the "
+        f"of {folds(table, 'Monte Carlo fold')}{shaded}. With all the "
         f"data {best['arm']} is highest: AUROC {plus_minus(best['auroc'], best['auroc_sd'])}."
     )
     share_name(grid, names, "other arms")
@@ -213,9 +214,10 @@ def _on_others(settings: Settings, beside: pd.DataFrame) -> str:
     )
 
 
-def _best(table: pd.DataFrame) -> pd.Series:
-    """The row of the arm with the highest AUROC at the largest size."""
-    return table.loc[table["auroc"].where(table["size"] == table["size"].max()).idxmax()]
+def _best(study: Study) -> pd.Series:
+    """`by_size` of the arm with the highest AUROC at the largest size, over folds of all arms."""
+    table, means = by_size(study), common(study.scores).groupby("arm")["auroc"].mean()
+    return table[(table["size"] == table["size"].max()) & (table["arm"] == means.idxmax())].iloc[0]
 
 
 # ---- learning curves ----
@@ -224,7 +226,7 @@ def _best(table: pd.DataFrame) -> pd.Series:
 @in_style
 def learning_curves(study: Study) -> Exhibit:
     """AUROC by training patches, each arm's curve drawn on to more (`curves.ahead`)."""
-    settings, best = study.settings, _best(by_size(study))
+    settings, best = study.settings, _best(study)
     expected = in_order(curves.ahead(study.scores, study.seed), settings, "n_train")
     mixed = study.scores[study.scores["train_domain"] == ALL]
     mixed = mixed.assign(n_train=mixed.groupby("size")["n_train"].transform("mean"))

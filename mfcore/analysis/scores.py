@@ -47,6 +47,16 @@ def full_size(table: pd.DataFrame) -> pd.DataFrame:
     return part[part["size"] == part["size"].max()]
 
 
+def common(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `full_size` of the folds that every arm has: what arms are compared by.
+
+    All rows where no fold is every arm's.
+    """
+    full = full_size(table)
+    shared = set.intersection(*full.groupby("arm")["fold"].agg(set))
+    return full[full["fold"].isin(shared)] if shared else full
+
+
 def in_order(table: pd.DataFrame, settings: Settings, *then: str) -> pd.DataFrame:
     """A table's rows by ``arm``, networks first, as the study names them, then by ``then``."""
     names = [*(network.name for network in settings.networks), *settings.encoders]

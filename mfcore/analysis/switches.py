@@ -233,7 +233,8 @@ def difference(study: Study, flipped: pd.DataFrame, base: pd.DataFrame, count: s
         note = "unpaired: the two are tested on different patches"
     one = test.interval
     drawn = f"interval over draws of {test.drawn}" if test.drawn else ""
-    lacking = "" if np.isfinite(one.low) else "too few folds for an interval"
+    few = "too few folds" if one.n < statistics.MIN_FOLDS else "no spread over folds or cases"
+    lacking = "" if np.isfinite(one.low) else f"{few} for an interval"
     why = "; ".join(filter(None, (count, note, drawn, lacking)))
     return {"difference": one.estimate, "low": one.low, "high": one.high, "why": why}
 

@@ -65,7 +65,8 @@ def starts(material: Material) -> Finding:
 def decorrelation(material: Material) -> Finding:
     """ODCorr (both readings) of DINOv2 less that of DINO, on each task's images."""
     table, tests = of_pretraining.representations_table(material.study), []
-    table = comparisons.last(comparisons.compared(material.settings, table, "method"))
+    table = comparisons.compared(material.settings, table, "method")
+    table = comparisons.last(material.settings, table)
     table = table[table["metric"].isin(ODCORRS) & table["mean"].notna()]
     for (_, task, metric), part in table.groupby(["base", "task", "metric"], sort=False):
         scores, titles = part.set_index("name")["mean"], part["value"].to_numpy()

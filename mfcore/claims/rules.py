@@ -175,7 +175,8 @@ def by_folds(
     if test is None:
         return Finding(text, difference=difference, barred=[TOO_FEW])
     interval = test.interval
-    span = exhibit.bounds(interval.low, interval.high, ".3f") or "too wide to say anything"
+    none = "too wide to say anything" if math.isfinite(interval.low) else "none, without a spread"
+    span = exhibit.bounds(interval.low, interval.high, ".3f") or none
     text += f", interval {span}{_by(test.drawn)}"
     outcome, is_near = UNCLEAR, abs(difference) <= (high - low) / 2 + tolerance
     if is_near and interval.high - interval.low <= 4 * tolerance:

@@ -116,6 +116,11 @@ class Run:
         return digest(self.identity)
 
     @property
+    def ended(self) -> tuple[str, int]:
+        """When a finished run ended, to sort runs by."""
+        return self.record["finished"], (self.folder / "run.json").stat().st_mtime_ns
+
+    @property
     def done(self) -> bool:
         """Whether the run finished: its ``run.json`` is there."""
         return (self.folder / "run.json").is_file()
@@ -307,6 +312,13 @@ def _missing(results: str | Path, stage: str, name: str, known: Mapping) -> Stor
             reason = "; ".join(_differing(run, known)) or "it has other keys"
             nearest = f"{run.folder.name} is there, but {reason}"
     return StoreError(f"no finished {stage!r} run {name!r} in {results}; {nearest}.")
+
+
+def is_superseded(run: Run, known: Mapping) -> bool:
+    """Whether another run of its stage, name and ``known`` was opened later, finished or not."""
+    pointer = _pointer(run.folder.parent, run.identity["stage"], run.identity["name"], known)
+    named = read_json(pointer)["run"] if pointer.is_file() else run.folder.name
+    return named != run.folder.name and (run.folder.parent / named).is_dir()
 
 
 def current(

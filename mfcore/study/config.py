@@ -188,6 +188,7 @@ def _patches(study: Settings) -> Iterator[str]:
 def _arms(study: Settings) -> Iterator[str]:
     networks, n_folds = study.networks, study.splits.n_folds
     names = [*study.encoders, *(network.name for network in networks)]
+    names += [f"{name} {method}" for name in study.encoders for method in study.probe.also]
     if not names:
         yield "a study needs at least one entry in encoders or networks"
     elif study.splits.by_domain and not (study.encoders or any(n.by_domain for n in networks)):

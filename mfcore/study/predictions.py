@@ -61,7 +61,9 @@ def collect(study: Settings, results: Path) -> Collected:
             parts.append((arm, f"train, fold {fold}", fold, [(arm.name, "04", fold)]))
     runs, tables, failures = current_runs(study, results), [], []
     for arm, stage, fold, jobs in parts:
-        if run := runs.get(arm.run(fold)):
+        run, failed = runs.get(arm.run(fold)), any(job in reasons for job in jobs)
+        is_old = failed and arm.encoder and not encoders.has_card_here(study, arm.encoder)
+        if run and not is_old:
             tables.append(load_arm(run, arm.name, arm.kind))
         else:
             reason = next((reasons[job] for job in jobs if job in reasons), "not run yet")
@@ -169,7 +171,18 @@ def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
         of_study = wanted.get((made["stage"], name))
         if of_study == (settings, made["inputs"].get("splits")) and _has_card(study, run):
             candidates.setdefault(name, []).append(run)
-    return {name: store.current(runs, _known) for name, runs in candidates.items()}
+    known = {}
+    for name, runs in candidates.items():
+        if left := [run for run in runs if not store.is_superseded(run, _known(run))]:
+            known[name] = store.current(left, _known)
+    for network in study.networks:  # an encoder of the user's own may have changed between folds
+        folds = [f"{network.name}-fold{fold}" for fold in range(study.splits.n_folds)]
+        made = sorted((known[fold].ended, fold) for fold in folds if fold in known)
+        cards = {fold: digest(known[fold].identity["config"].get("card")) for _, fold in made}
+        for fold in cards:
+            if cards[fold] != cards[made[-1][1]]:
+                del known[fold]
+    return known
 
 
 def _has_card(study: Settings, run: store.Run) -> bool:

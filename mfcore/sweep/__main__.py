@@ -66,11 +66,20 @@ def paper(asked: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     index = folder / "supplement" / "index.html"
-    if index.is_file() and SUPPLEMENT not in failures and not status:
+    is_old = _is_older(folder / "jobs" / f"{SUPPLEMENT}.json", folder / "failures")
+    if index.is_file() and is_old:
+        print(f"{index} is of an earlier run", file=sys.stderr)
+    elif index.is_file() and SUPPLEMENT not in failures and not status:
         if arms := sweep_results.finding(folder):
             print(f"{study.name} found: {arms}")
         print(f"{study.name}: {progress.span(time.monotonic() - begun)}. Supplement:\n{index}")
     return 1 if status or failures else 0
+
+
+def _is_older(record: Path, failures: Path) -> bool:
+    """Whether a job has failed since the one of this record ended, or it never did."""
+    times = [file.stat().st_mtime_ns for file in failures.glob("*.json")]
+    return not record.is_file() or record.stat().st_mtime_ns < max(times, default=0)
 
 
 def embed(asked: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 
 from mfcore import store
-from mfcore.analysis import domains
+from mfcore.analysis import overview
 from mfcore.store.records import digest
 from mfcore.study.config import as_dict, load_study
 from mfcore.study.study import Study
@@ -61,7 +61,7 @@ def update_page(page: Path, results: Path, figures: Path) -> list[str]:
         picture = folder / "figures" / "05_data_scaling.png"
         if not picture.is_file():
             continue
-        found = domains.abstract(Study(study, folder))
+        found = overview.abstract(Study(study, folder))
         figures.mkdir(exist_ok=True)
         with store.replacing(figures / f"{name}_data_scaling.png") as aside:
             shutil.copyfile(picture, aside)

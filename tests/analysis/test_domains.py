@@ -118,3 +118,13 @@ def test_a_fold_without_a_class_is_left_out_and_an_arm_without_domains_is_not_th
     one_class = one_class[(one_class["arm"] == "net") | (one_class["train_domain"] == "all")]
     found = domains.apart_table(one_class, labels, STUDY)
     assert found["arm"].unique().tolist() == ["net"] and (found["n_folds"] == 3).all()
+
+
+def test_a_domain_with_slides_of_unknown_scanner_lacks_none():
+    scanners = {domain: ("X", "Y") for domain in ("a", "b", "c")}
+    predictions, labels = made(scanners)
+    assert domains.apart_table(predictions, labels, STUDY).query("comparison == 'scanner alone'")["n"].tolist() == [0, 0]
+    labels.loc[(labels["domain"] == "c") & (labels["scanner"] == "X"), "scanner"] = ""
+    found = domains.apart_table(predictions, labels, STUDY)
+    found = found[found["comparison"] != "tumour alone"]
+    assert (found["n"] == 0).all() and found["why"].str.endswith("not all scanners of c are known").all()

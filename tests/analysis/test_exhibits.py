@@ -1,6 +1,7 @@
 """Exhibits: each is drawn from an opened study, says whose data they are, and keeps its words and marks within its edges."""
 
 import functools
+import itertools
 import re
 import types
 from dataclasses import replace
@@ -14,10 +15,10 @@ from made_scores import DOMAINS, KINDS, MIDOG, SYNTHETIC, labels, opened, predic
 from matplotlib.figure import Figure
 
 from mfcore import store
-from mfcore.analysis import arms, domains, exhibit, scaling, scores as of_scores
+from mfcore.analysis import arms, domains, exhibit, overview, scaling, scores as of_scores
 from mfcore.claims import ledger
 from mfcore.measures import binary, curves, raters, resampling
-from mfcore.study.config import Data, Pretraining
+from mfcore.study.config import Data, Network, Pretraining, Splits
 from mfcore.study.predictions import Collected, scores
 
 MADE = {
@@ -381,11 +382,11 @@ def test_without_single_domains_exhibits_say_so():
     mixed = opened(MIDOG, predictions(labels()).query("train_domain == 'all'"))
     for make in (domains.means, domains.cross_domain, domains.by_test_domain):
         assert make(mixed).figure is None and "No arm was trained on single domains" in make(mixed).caption
-    assert "single domain" not in domains.abstract(mixed)
+    assert "single domain" not in overview.abstract(mixed)
 
 
 def test_the_abstract_says_in_two_sentences_which_arm_is_best_by_how_much_and_what_unseen_domains_cost():
-    text = domains.abstract(study("synthetic"))
+    text = overview.abstract(study("synthetic"))
     table, means = (
         of_scores.by_size(study("synthetic")).query("size == 1").set_index("arm"),
         made("means").table.set_index("arm"),
@@ -401,36 +402,73 @@ def test_the_abstract_says_in_two_sentences_which_arm_is_best_by_how_much_and_wh
     assert text.endswith(
         f" Trained on a single domain, net has {means['net']} on others and good has {means['good']} on others."
     )
-    assert "synthetic" not in domains.abstract(study("real"))
+    assert "synthetic" not in overview.abstract(study("real"))
 
 
 def test_the_abstract_does_not_call_a_difference_clear_that_is_not_or_that_folds_can_t_test():
     table = labels()
     weak = predictions(table).query("arm in ['good', 'other']")
     alike = pd.concat([weak[weak["arm"] == "other"].assign(arm=arm) for arm in ("other", "good")])
-    assert "this difference is not clear of chance (p = " in domains.abstract(opened(MIDOG, alike))
-    assert "0.00 above the second, " in domains.abstract(opened(MIDOG, alike))
+    assert "this difference is not clear of chance (p = " in overview.abstract(opened(MIDOG, alike))
+    assert "0.00 above the second, " in overview.abstract(opened(MIDOG, alike))
     two = predictions(table, n_folds=2)
-    assert "too few folds were run to tell this difference from chance" in domains.abstract(opened(MIDOG, two))
+    assert "too few folds were run to tell this difference from chance" in overview.abstract(opened(MIDOG, two))
 
 
 def test_the_abstract_names_an_arm_that_gives_all_patches_one_score():
     found = predictions(labels())
     plain = found.assign(score=found["score"].where(found["arm"] != "other", 0.3))
-    assert ". In 5 folds other gives all patches one score, and its AUROC there, 0.50, says nothing." in domains.abstract(
+    assert ". In 5 folds other gives all patches one score, and its AUROC there, 0.50, says nothing." in overview.abstract(
         opened(MIDOG, plain)
     )
-    assert "one score" not in domains.abstract(opened(MIDOG, found))
+    assert "one score" not in overview.abstract(opened(MIDOG, found))
+
+
+def test_arms_are_compared_over_the_folds_that_all_have():
+    """The network failed in its two hard folds; in each of the others the probe is better."""
+    rows, table = [], labels(400)
+    asked = replace(
+        MIDOG, splits=Splits(n_folds=5, sizes=(1.0,), by_domain=False), networks=(Network("net"),), encoders=("good",)
+    )
+    for (arm, kind, signal), fold in itertools.product([("net", "end-to-end", 2.2), ("good", "probe", 3.0)], range(5)):
+        test = table[table["slide_id"].astype(int) % 5 == fold]
+        noise = np.random.default_rng(fold).normal(size=len(test))
+        score = 1 / (1 + np.exp(-(signal * (0.15 if fold > 2 else 1) * (test["label"] - 0.5) + noise)))
+        unit = {"arm": arm, "kind": kind, "fold": fold, "size": 1.0, "train_domain": "all", "n_train": 2000}
+        rows += [test[["patch_id", "slide_id", "case_id", "domain", "label"]].assign(score=score, **unit)] * (
+            arm != "net" or fold < 3
+        )
+    given = opened(asked, pd.concat(rows, ignore_index=True), labels=table)
+    means = given.scores.groupby("arm")["auroc"].mean()
+    assert means["net"] > means["good"], "over other folds"
+    ranked = arms.ranking(given)
+    assert ranked.table["arm"].tolist() == ["good", "net"] and ranked.table["n_folds"].tolist() == [3, 3]
+    assert "good is first" in ranked.caption
+    text = overview.abstract(given)
+    assert ", good (probe) separates" in text and "over the 3 folds that all arms have" in text
+    figure = scaling.figure_1(given)
+    assert "3 to 5 Monte Carlo folds" in figure.caption and "good is highest" in figure.caption
+    assert (
+        "raters"
+        not in scaling.figure_1(opened(asked, given.predictions, labels=table.assign(votes=[np.empty(0)] * 400))).caption
+    )
+
+
+def test_what_folds_or_cases_dont_spread_is_not_called_too_few_folds():
+    perfect = predictions(labels()).query("arm in ['net', 'other']")
+    perfect = perfect.assign(score=np.where(perfect["arm"] == "net", 0.2 + 0.6 * perfect["label"], 0.5))
+    said = overview.abstract(opened(MIDOG, perfect))
+    assert "nothing tells this difference from chance" in said and "too few folds" not in said
 
 
 def test_the_abstract_compares_a_best_probe_with_the_best_network_and_counts_missing_runs():
     found = predictions(labels())
     kinds = found["arm"].map({"net": "probe", "low rank": "LoRA", "good": "probe", "other": "end-to-end"})
     lacking = pd.DataFrame({"arm": ["x"], "stage": ["train"], "reason": ["stopped"]})
-    text = domains.abstract(opened(MIDOG, found.assign(kind=kinds), _collected=Collected(found.assign(kind=kinds), lacking)))
+    text = overview.abstract(opened(MIDOG, found.assign(kind=kinds), _collected=Collected(found.assign(kind=kinds), lacking)))
     assert "net (probe)" in text and "above the best trained network, low rank (" in text
     assert text.endswith(" 1 run failed or missing.")
-    one = domains.abstract(opened(MIDOG, found[found["arm"] == "other"]))
+    one = overview.abstract(opened(MIDOG, found[found["arm"] == "other"]))
     assert re.search(r"look-alike: its AUROC is 0\.\d\d\. Trained on", one)
 
 

@@ -96,6 +96,7 @@ def test_all_slips_of_the_pen_are_told_at_once(tmp_path):
         ("name: t\ntitle: t\ndata: {source: amibr, origin: scanned_area}\nencoders: [a]\n", "data.origin: data.source amibr"),
         (GOOD + "switches: [epoch]\n", r"switches: \['epoch'\] should be a mapping of keys"),
         (GOOD + "networks: [{name: n, input_px: 100}, {name: n, input_px: 90}]\n", "named twice"),
+        (GOOD + "networks: [{name: a knn, input_px: 100}]\nprobe: {also: [knn]}\n", "an arm is named twice: .'a knn'."),
         (GOOD + "networks: [{name: a, input_px: 100}]\n", "an arm is named twice: .'a'.; call networks otherwise, say a_224px"),
         (
             GOOD.replace("[a]", "[n-fold1]") + "networks: [{name: n}]\n",

@@ -284,6 +284,22 @@ def test_the_end_says_what_was_found_and_where_the_supplement_is(tmp_path, monke
     assert said.endswith(f" Supplement:\n{tmp_path}/demo/supplement/index.html\n")
 
 
+def test_a_supplement_of_an_earlier_run_is_not_shown_as_this_ones(tmp_path, monkeypatch, capsys):
+    """The extraction fails, so that Snakemake begins nothing else, and finds nothing to do at its second call."""
+    (tmp_path / "demo" / "supplement").mkdir(parents=True)
+    (tmp_path / "demo" / "supplement" / "index.html").touch()
+    _record("supplement")(tmp_path / "demo")
+
+    def fails(folder):
+        store.write_json(folder / "failures" / "01_extract_patches.json", {"reason": "LabelError: category 7"})
+        return 1
+
+    Snakemake(monkeypatch, fails, lambda folder: 0)
+    assert paper("demo", tmp_path) == 1
+    said = capsys.readouterr()
+    assert "Supplement:" not in said.out and f"{tmp_path}/demo/supplement/index.html is of an earlier run" in said.err
+
+
 def test_where_snakemake_ends_for_another_reason_its_last_lines_say_why(tmp_path, monkeypatch, capsys):
     def step(folder):
         (folder / "logs").mkdir()

@@ -103,10 +103,13 @@ def compared(settings: Settings, table: pd.DataFrame, *varied: str) -> pd.DataFr
     return rows.loc[ways.transform("nunique") > 1, COMPARED].reset_index(drop=True)
 
 
-def last(table: pd.DataFrame) -> pd.DataFrame:
-    """Of `compared`, the last step of each pretraining on each task, by each metric."""
-    steps = table.groupby([*PANEL, "name"], sort=False)["step"]
-    return table.loc[steps.idxmax()].reset_index(drop=True)
+def last(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
+    """Of `compared`, each pretraining after its last step, on each task, by each metric.
+
+    One that was judged at earlier steps alone has no row.
+    """
+    n_steps = {one.name: one.n_steps for one in settings.pretraining}
+    return table[table["step"] == table["name"].map(n_steps)].reset_index(drop=True)
 
 
 # ---- over seeds ----
@@ -160,7 +163,7 @@ def differences(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
     Columns PANEL, name, value, ``mean`` over seeds, ``n_seeds`` and ``n_seeds_of_base`` with a
     score, and the ``difference`` from the base, ``low, high`` as `over_seeds`.
     """
-    rows, ended = [], last(table)
+    rows, ended = [], last(settings, table)
     for panel, part in ended.assign(way=_ways(settings, ended)).groupby(PANEL, sort=False):
         scores = {way: one.set_index("name")["mean"] for way, one in part.groupby("way")}
         base = scores.get(panel[1], pd.Series(dtype=float))

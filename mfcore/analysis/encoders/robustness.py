@@ -21,15 +21,18 @@ def table(study: Study) -> pd.DataFrame:
     """A row an encoder, biology and origin: COLUMNS; see `mfcore.measures.robustness`.
 
     No row for an origin that no two biologies share, or a biology of a single origin: then no
-    neighbour tells which of them counts.
+    neighbour tells which of them counts. Patches of unknown origin are left out.
     """
     labels = study.labels.set_index("patch_id")
-    drawn = generator(study.seed, "robustness").permutation(labels.index)[:N_MEASURED]
+    order = generator(study.seed, "robustness").permutation(labels.index)
     rows = []
     for encoder, file in files(study).items():
         features, patch_ids = store.read_embeddings(store.run_at(file.parent))
-        at = pd.Series(np.arange(len(patch_ids)), index=patch_ids).loc[drawn]
+        row_of = pd.Series(np.arange(len(patch_ids)), index=patch_ids)
         for biology, origin in _pairs(labels):
+            known = labels.index[labels[ORIGINS[origin]] != ""]
+            drawn = order[np.isin(order, known)][:N_MEASURED]
+            at = row_of.loc[drawn]
             nearest = measured.neighbours(
                 features[at.to_numpy()],
                 labels.loc[drawn, BIOLOGY[biology]].to_numpy(),

@@ -49,14 +49,21 @@ COLUMNS = [
 
 @cache
 def runs(study: Study) -> dict[tuple[str, str], store.Run]:
-    """The current run of each task and encoder, by the study's protocol and today's card."""
+    """The current run of each task and encoder, by the study's protocol and today's card.
+
+    Of a task, those on the data of the run that was finished last.
+    """
     records = {kind: store.runs(study.folder, stage) for kind, stage in STAGES.items()}
-    return {
+    found = {
         (task.name, encoder): run
         for task in study.settings.tasks
         for encoder in study_tasks.encoders_of(study.settings, task)
         if (run := _find(study, task, encoder, records[tasks_protocol.of(task).kind])) is not None
     }
+    items = {}  # of each task, those that its last run was on
+    for (task, _), run in sorted(found.items(), key=lambda item: item[1].ended):
+        items[task] = run.identity["inputs"]["items"]
+    return {of: run for of, run in found.items() if run.identity["inputs"]["items"] == items[of[0]]}
 
 
 def _find(

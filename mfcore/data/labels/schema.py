@@ -1,6 +1,7 @@
 """The columns of a label table, and how a label file is refused."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,8 +80,11 @@ def as_classes(place: Path, labels: pd.Series, label_values: tuple[str, ...]) ->
 
 
 def plain(label: str) -> str:
-    """A label without what people don't see: case, and blanks around it and its parts."""
-    return ": ".join(part.strip() for part in label.casefold().split(":"))
+    """A label without what people don't see: case, blanks around it and its parts, how an accent
+    is written.
+    """
+    composed = unicodedata.normalize("NFC", label).casefold()
+    return ": ".join(part.strip() for part in composed.split(":"))
 
 
 def _not_rest(label: str, named: str) -> str | None:

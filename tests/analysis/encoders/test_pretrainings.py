@@ -131,6 +131,14 @@ def test_no_difference_is_none():
         assert f"{row['difference']:+.3f}" == "+0.000" and row["name"] != base
 
 
+def test_an_earlier_step_doesn_t_stand_for_a_last_one_that_lacks():
+    rows = [("base", 50, 0.5), ("base", 100, 0.7), ("few", 50, 0.6)]
+    table = pd.DataFrame(rows, columns=["name", "step", "mean"]).assign(sd=0.1, n_runs=5, task="bach", metric="dice")
+    table = table.assign(split="test", varied="patches.slide_fraction", base="base", value="")
+    assert between.differences(STUDY, table).empty
+    assert between.last(STUDY, table)[["name", "step"]].to_numpy().tolist() == [["base", 100]]
+
+
 def test_values_are_said_in_words():
     which = {which.name: which for which in STUDY.pretraining}
     said = {key: between.value_of(which["few_thousand"], key) for key in between.VARIED}

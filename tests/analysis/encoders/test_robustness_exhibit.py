@@ -32,6 +32,14 @@ def test_an_embedding_of_the_scanner_alone_is_fragile_and_one_of_the_tumour_robu
     assert found["scanner"]["croma"] < 0 < found["domain"]["croma"]
 
 
+def test_patches_of_an_unknown_origin_are_left_out(study):
+    whole, known = robustness.table(study), study.labels["scanner"] == "A"
+    known |= study.labels["slide_id"].str[0].astype(int) < 6
+    study.labels.loc[~known, "scanner"] = ""
+    table = robustness.table(study).query("origin == 'scanner'")
+    assert (table["n"] == known.sum()).all() and known.sum() < whole["n"].max()
+
+
 def test_what_labels_cannot_tell_apart_is_not_measured(study):
     study.labels["scanner"] = study.labels["domain"]  # each tumour has a scanner of its own
     pairs = set(robustness.table(study)[["biology", "origin"]].itertuples(index=False, name=None))

@@ -12,6 +12,7 @@ from tiny_encoders import tiny_card, use
 
 from mfcore import store
 from mfcore.analysis.encoders import tasks
+from mfcore.encoders.card import EncoderError
 from mfcore.measures import task_scores
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import OwnEncoder, Pretraining, TaskOptions
@@ -188,3 +189,27 @@ def test_without_any_run_there_is_an_empty_table(tmp_path):
     table = tasks.scores_table(Study(STUDY, tmp_path))
     assert table.empty and table.columns.tolist() == tasks.COLUMNS and tasks.reported(table).empty
     assert len(tasks.missing_table(Study(STUDY, tmp_path))) == 4
+
+
+def test_scores_on_other_data_of_a_task_are_missing_and_not_set_beside_the_new_ones(tmp_path, monkeypatch):
+    """The task's data are corrected; then one of two encoders can't be had."""
+    both(monkeypatch)
+    study_tasks.judge_all(STUDY, "synthetic_tissue", tmp_path, tmp_path)
+    assert len({name for name, _ in tasks.runs(Study(STUDY, tmp_path))}) == 1
+    new = made_tasks.tissue()
+    new.pixels[0] = new.pixels[0].copy()
+    new.pixels[0][0, 0, 0] ^= 1
+    made_tasks.use(monkeypatch, new)
+    judge = study_tasks.judge
+
+    def refusing(study, task, name, *rest):
+        if name == "other":
+            raise EncoderError("the hub refuses")
+        return judge(study, task, name, *rest)
+
+    monkeypatch.setattr(study_tasks, "judge", refusing)
+    study_tasks.judge_all(STUDY, "synthetic_tissue", tmp_path, tmp_path)
+    study = Study(STUDY, tmp_path)
+    assert set(tasks.scores_table(study)["encoder"]) == {"tiny"}
+    missing = tasks.missing_table(study).query("task == 'synthetic_tissue'")
+    assert missing[["encoder", "reason"]].to_numpy().tolist() == [["other", "the hub refuses"]]

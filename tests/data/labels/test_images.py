@@ -157,3 +157,9 @@ def test_a_decimal_comma_between_semicolons_is_one_in_every_column_of_numbers(tm
     write_images(tmp_path, ["1.png", "2.png"])
     table = load(tmp_path, "file;label;um_per_px\n1.png;mitosis;0,253\n2.png;other;0,5\n")
     assert table["um_per_px"].tolist() == [0.253, 0.5]
+
+
+def test_an_accent_written_in_another_way_makes_no_other_class(tmp_path):
+    write_images(tmp_path, ["1.png", "2.png"])
+    with pytest.raises(LabelError, match=r"'mito\u0308se' .*1\.png. looks like 'mit\u00f6se'; write it so"):
+        load(tmp_path, "file,label\n1.png,mito\u0308se\n2.png,other\n", positive="mit\u00f6se", negative="rest")
