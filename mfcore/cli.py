@@ -320,8 +320,6 @@ def _check(asked: argparse.Namespace) -> int:
         print(f"data: {'made by mfcore' if settings.synthetic else 'not there yet'} ({folder})")
         return 0
     labels = data.looked_at(settings, folder, n_workers=2)
-    encoders.check_features(settings, labels)
-    data.check_splits(settings, labels)
     n_positive = int(labels["label"].sum())
     print(
         f"data: {labels['file'].nunique():,} files, {labels['domain'].nunique()} domains;"
@@ -330,6 +328,8 @@ def _check(asked: argparse.Namespace) -> int:
     )
     if left_out := labels.attrs.get("left_out"):
         print(f"data.slides leaves out: {left_out['n_slides']:,} slides")
+    encoders.check_features(settings, labels)
+    data.check_splits(settings, labels)
     for name in others:
         there = external.folder_of(name, folder)
         print(f"test_on: {name} ({there}{'' if there.is_dir() else ', not there yet'})")
