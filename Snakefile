@@ -52,7 +52,7 @@ for rule_name in RULES:
         params:
             needs=lambda wildcards: list(JOBS[wildcards.job].depends),
             data=DATA,
-        priority: 1 if rule_name in ("train_end_to_end", "pretrain") else 0  # the longest first
+        priority: 1 if rule_name in ("train_end_to_end", "pretrain", "measure") else 0  # long, or waited for
         threads: lambda wildcards: n_threads(JOBS[wildcards.job], JOBS, N_CORES, MEMORY_MB)
         resources:
             **({"gpu": N_GPUS} if N_GPUS and rule_name in ("embed", "embed_share") else {}),

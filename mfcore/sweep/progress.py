@@ -27,22 +27,22 @@ N_SHOWN = 8  # running jobs, on a terminal
 # CPU seconds of a job by its rule, as benchmarks/demo.csv has them for the study demo. Only their
 # ratios count once a job has ended, and none counts for a rule of which a job has ended.
 SECONDS = {
-    "extract_patches": 69.0,
+    "extract_patches": 66.0,
     "embed_share": 20.0,
-    "embed": 26.0,
+    "embed": 24.0,
     "linear_probe": 12.0,
-    "train_end_to_end": 76.0,
-    "measure": 29.0,
-    "data_scaling": 40.0,
-    "cross_domain_analysis": 19.0,
-    "online_patching": 14.0,
-    "pretrain": 60.0,
-    "downstream_tasks": 57.0,
-    "representations": 28.0,
-    "pretraining_studies": 21.0,
-    "explore": 36.0,
+    "train_end_to_end": 63.0,
+    "measure": 26.0,
+    "data_scaling": 33.0,
+    "cross_domain_analysis": 16.0,
+    "online_patching": 9.0,
+    "pretrain": 65.0,
+    "downstream_tasks": 51.0,
+    "representations": 26.0,
+    "pretraining_studies": 18.0,
+    "explore": 29.0,
     "external_test": 30.0,
-    "supplement": 13.0,
+    "supplement": 11.0,
 }
 BAR = re.compile(
     r"(?P<what>[^\r\n]*?):? +(?P<percent>\d+)%\|.*\| *(?P<n>\S+)/(?P<total>\S+) "
