@@ -193,7 +193,8 @@ def test_jobs_of_an_earlier_sweep_are_no_guess(small):
     assert "a first guess" in small.follow()._left()
     small.end(SHORT, 30.0)
     start_s = progress.START_S * 30.0 / progress.SECONDS["train_end_to_end"]
-    assert small.follow()._expected(LONG) == start_s + 10 * (30.0 - start_s), "what a job takes to start isn't its work's"
+    expected = pytest.approx(start_s + 10 * (30.0 - start_s))
+    assert small.follow()._expected(LONG) == expected, "what a job takes to start isn't its work's"
     assert "a first guess" not in small.follow()._left()
 
 
