@@ -137,7 +137,7 @@ def abstract(study: Study) -> str:
     full, shared = table[table["size"] == table["size"].max()], scores.common(study.scores)
     full = full.assign(auroc=full["arm"].map(shared.groupby("arm")["auroc"].mean()))
     full, n = full.sort_values("auroc", ascending=False), shared["fold"].nunique()
-    lacks = bool(n < full["n_folds"].max())  # some arm
+    lacks = bool(n < full["n_folds"].max())  # some arm lacks a fold
     best, *others = full.itertuples(index=False)
     of_other_side = [row for row in others if (row.kind == PROBE) != (best.kind == PROBE)]
     compared, n_lacking = [best, *(of_other_side or others)[:1]], len(study.failures)

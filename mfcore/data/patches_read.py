@@ -141,6 +141,7 @@ def enlarged(table: pd.DataFrame, um_per_px: float) -> str:
 
 
 def _refuse_enlarged(folder: Path, table: pd.DataFrame, reading: Reading) -> None:
+    """Raise PatchError for slides or images that would be `enlarged`, whose ``table`` this is."""
     if reading.um_per_px and (coarse := enlarged(table, reading.um_per_px)):
         raise PatchError(
             f"{folder}: patches.um_per_px is {reading.um_per_px:g}; {coarse}; set"

@@ -232,7 +232,7 @@ def _keep(study: Study, run: store.Run) -> store.Run:
     kept = store.open_run(study.folder, "external-kept", name, {}, inputs)
     if not kept.done:
         (ours, _), (new, _) = patches.load(study.patches), patches.load(run)
-        # the file of a patch image stands for a case that isn't known, and says nothing
+        # A patch image of unknown case has its file's name for a case: equal names say nothing
         ours, named = (table[table["case_id"] != table["file"]] for table in (ours, new))
         cases = sorted(set(ours["case_id"]) & set(named["case_id"]))
         known = set(map(patches.pixels, patches.each(study.patches))) - {b""}
