@@ -16,6 +16,7 @@ N_CORES = int(config.get("cores", 0))  # of this machine; 0: the jobs run elsewh
 MEMORY_MB = memory_mb()
 N_GPUS = int(config["gpus"])
 ON_ONE_GPU = ("train_end_to_end", "measure", "pretrain", "downstream_tasks", "external_test")
+EARLY = ("train_end_to_end", "pretrain", "measure", "downstream_tasks")  # long, or waited for
 STUDY = load_study(STUDY_FILE)
 JOBS = jobs_of(STUDY, SHARES)
 PYTHON = sys.executable
@@ -52,7 +53,7 @@ for rule_name in RULES:
         params:
             needs=lambda wildcards: list(JOBS[wildcards.job].depends),
             data=DATA,
-        priority: 1 if rule_name in ("train_end_to_end", "pretrain", "measure") else 0  # long, or waited for
+        priority: 1 if rule_name in EARLY else 0
         threads: lambda wildcards: n_threads(JOBS[wildcards.job], JOBS, N_CORES, MEMORY_MB)
         resources:
             **({"gpu": N_GPUS} if N_GPUS and rule_name in ("embed", "embed_share") else {}),

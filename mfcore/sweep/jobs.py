@@ -36,6 +36,8 @@ STAGES = {
 SHARE, MEASURE, SUPPLEMENT = "embed_share", "measure", "supplement"
 # stages that are told where the study's data folder is
 READ_DATA = tuple(STAGES[stage] for stage in ("01", "04", "07", "08", "09", "12", "13"))
+# stages that show what others made: most of their work takes one core
+SHOW = tuple(STAGES[stage] for stage in ("05", "06", "07", "10", "11", "12"))
 # stages that run though jobs that they wait for have failed, with what there is
 GO_ON = (
     *(STAGES[stage] for stage in ("05", "06", "09", "10", "11", "12", "13")),
@@ -197,9 +199,11 @@ def with_dependents(jobs: Mapping[str, Job], names: Iterable[str]) -> set[str]:
 def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int, memory_mb: float = math.inf) -> int:
     """Cores for a job on one machine: shared with the jobs of its rule at least half as large.
 
-    Where the memory is too small for so many jobs, each has more cores: fewer run at once.
+    The stages of SHOW share as if of one rule. Where the memory is too small for so many jobs, each
+    has more cores: fewer run at once.
     """
-    rivals = [other for other in jobs.values() if other.rule == job.rule]
+    alike = SHOW if job.stage in SHOW else (job.stage,)
+    rivals = [other for other in jobs.values() if other.stage in alike]
     n_fitting = max(1, (memory_mb - SWEEP_MB) / JOB_MB)
     share = n_cores // sum(2 * rival.work >= job.work for rival in rivals)
     return max(1, share, math.ceil(n_cores / n_fitting))

@@ -17,15 +17,16 @@ from typing import TextIO
 from mfcore import store
 from mfcore.study.config import Settings
 from mfcore.sweep.inputs import FOLDER as INPUTS, states_of
-from mfcore.sweep.jobs import Job, n_threads
+from mfcore.sweep.jobs import MEASURE, Job, n_threads
 from mfcore.sweep.run import NOT_RUN
 
 QUIET_S = 60.0  # between two lines of progress in a log
 TAIL_BYTES = 8192  # of a log, in which its last bar is looked for
 START_S = 8.0  # CPU seconds of a job whatever its work: imports, the kernel
 N_SHOWN = 8  # running jobs, on a terminal
-# CPU seconds of a job by its rule, as benchmarks/demo.csv has them for the study demo. Only their
-# ratios count once a job has ended, and none counts for a rule of which a job has ended.
+# Seconds of a job by its rule, as benchmarks/demo.csv has them for the study demo, and the work of
+# such a job where it isn't 1 (`work_of`). None counts for a rule of which a job has ended, or runs
+# and says how long it still takes.
 SECONDS = {
     "extract_patches": 66.0,
     "embed_share": 20.0,
@@ -44,6 +45,10 @@ SECONDS = {
     "external_test": 30.0,
     "supplement": 11.0,
 }
+UNLIMITED = 10_000  # patches an epoch where all are taken, before they are counted
+WORK = {"train_end_to_end": 480.0, "measure": 480.0, "pretrain": 3.3e7}
+# of jobs of a kind: seconds and work of all, and how many
+Known = dict[str, tuple[float, float, int]]
 BAR = re.compile(
     r"(?P<what>[^\r\n]*?):? +(?P<percent>\d+)%\|.*\| *(?P<n>\S+)/(?P<total>\S+) "
     r"\[[\d:]+<(?P<left>[\d:]*)"
@@ -68,9 +73,7 @@ class Progress:
     ):
         self.study, self.jobs, self.folder, self.n_cores = study, jobs, folder, n_cores
         self.work = {name: work_of(study, job) for name, job in jobs.items()}
-        # of the jobs of a rule that ended: seconds and work of all, and how many
-        self.known: dict[str, tuple[float, float, int]] = {}
-        self.pace = 0.0, 0.0  # seconds of ended jobs, and what SECONDS says of them
+        self.known: Known = {}
         self.records = _times(folder / "jobs")  # when each was written
         for name in self.records.keys() & jobs.keys():
             self._learn(name, _read(folder / "jobs" / f"{name}.json"))
@@ -144,35 +147,44 @@ class Progress:
         return self._say(f"FAILED    {name}, {seconds}: {reason}{where}", sys.stderr)
 
     def _learn(self, name: str, record: Mapping) -> None:
-        """Add the time of a job that ended to what is known of its rule."""
-        seconds, rule = record.get("seconds", 0.0), self.jobs[name].rule
+        """Add the time of a job that ended to what is known."""
         if not record.get("failed", True):
-            before = self.known.get(rule, (0.0, 0.0, 0))
-            self.known[rule] = before[0] + seconds, before[1] + self.work[name], before[2] + 1
-            self.pace = self.pace[0] + seconds, self.pace[1] + SECONDS[rule]
+            self._add(self.known, name, record.get("seconds", 0.0))
+
+    def _add(self, known: Known, name: str, seconds: float) -> None:
+        for key in self._keys(name):
+            before = known.get(key, (0.0, 0.0, 0))
+            known[key] = before[0] + seconds, before[1] + self.work[name], before[2] + 1
+
+    def _keys(self, name: str) -> tuple[str, str]:
+        """What tells of a job's time: jobs of its rule that train its network, else of its rule."""
+        job = self.jobs[name]
+        return f"{job.rule} of {job.parameters.get('network')}", job.rule
 
     # ---- time ----
 
-    def _expected(self, name: str) -> float:
-        """Seconds that a job takes, by its work: as jobs of its rule that ended, else a guess."""
-        rule = self.jobs[name].rule
-        pace = self.pace[0] / self.pace[1] if self.pace[1] else 1.0
-        if rule in self.known:
-            seconds, work, n = self.known[rule]
-            start = min(START_S * pace, 0.9 * seconds / n)
-            return start + (seconds - n * start) * self.work[name] / work
-        works = [self.work[other] for other, job in self.jobs.items() if job.rule == rule]
-        return SECONDS[rule] * pace * self.work[name] * len(works) / sum(works)
+    def _expected(self, name: str, known: Known) -> float:
+        """Seconds that a job takes, by its work: as jobs of its kind in ``known``, else a guess."""
+        kind, rule = self._keys(name)
+        guess = SECONDS[rule], WORK.get(rule, 1.0), 1
+        seconds, work, n = known.get(kind) or known.get(rule) or guess
+        start = min(START_S, 0.9 * seconds / n)
+        return start + (seconds - n * start) * self.work[name] / work
 
     def _spans(self) -> dict[str, float]:
         """The seconds that each job still takes."""
-        spans = {name: self._expected(name) for name in self.to_do - self.ended}
-        for name in self.running.keys() & spans.keys():
-            rest = max(0.0, spans[name] - (time.monotonic() - self.running[name][1]))
-            bar = read_bar(self.folder / "logs" / f"{name}.txt")
-            if bar and self.jobs[name].rule not in self.known:
-                rest = 0.0  # what the bar says is better than a guess
-            spans[name] = max(rest, bar[1] if bar else 0.0)
+        bars, ran, known = {}, {}, dict(self.known)
+        for name in self.running.keys() & self.to_do:
+            ran[name] = time.monotonic() - self.running[name][1]
+            if bar := read_bar(self.folder / "logs" / f"{name}.txt"):
+                bars[name] = bar[1]
+                if bar[1] and self._keys(name)[0] not in self.known:  # better than a guess
+                    self._add(known, name, ran[name] + bar[1])
+        spans = {name: self._expected(name, known) for name in self.to_do - self.ended}
+        for name in ran:
+            is_new = self._keys(name)[0] not in self.known
+            rest = 0.0 if is_new and bars.get(name) else spans[name]
+            spans[name] = max(0.0, rest - ran[name], bars.get(name, 0.0))
         return spans
 
     def _left(self) -> str:
@@ -187,6 +199,8 @@ class Progress:
             seconds = sum(spans[name] * threads[name] for name in spans) / self.n_cores
         guessed = sum(spans[name] for name in spans if self.jobs[name].rule not in self.known)
         is_guess = guessed > sum(spans.values()) / 2
+        if is_guess and not self.n_cores:  # SECONDS are a CPU's
+            return "how long is known when the first jobs have ended"
         words = f"about {span(max(5.0, seconds, *ends.values()))} left"
         return words + " (a first guess)" * is_guess
 
@@ -228,10 +242,11 @@ class Progress:
 
 def work_of(study: Settings, job: Job) -> float:
     """How much a job is, in a unit that the jobs of its rule share: of a training its patches."""
+    measured = study.effects.network or study.scales.network if job.stage == MEASURE else ""
     for network in study.networks:
-        if network.name == job.parameters.get("network"):
-            return float(network.n_epochs * (network.patches_per_epoch or 1))
-    return job.work
+        if network.name == job.parameters.get("network", measured):
+            return float(network.n_epochs * (network.patches_per_epoch or UNLIMITED))
+    return WORK.get(job.rule, 1.0) if job.stage == MEASURE else job.work
 
 
 def outdated(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mfcore import store
 from mfcore.study.config import load_study
-from mfcore.sweep import __main__ as sweep, jobs as sweep_jobs, progress, run as sweep_run
+from mfcore.sweep import ROOT, __main__ as sweep, jobs as sweep_jobs, progress, run as sweep_run
 from mfcore.sweep.book.notebooks import without_progress
 
 STUDY = """
@@ -53,6 +53,11 @@ class Sweep:
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     return Sweep(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def demo():
+    return load_study(ROOT / "studies" / "demo.yaml")
 
 
 def bar(n: int, total: int, desc: str = "short", inner: bool = False) -> str:
@@ -168,13 +173,13 @@ def test_the_remaining_time_is_by_cost_not_by_count(small):
     small.end(SHORT, 30.0)
     told = small.follow()
     told.to_do = set(trainings) - {SHORT}
-    assert told._left() == "about 10 min left", "30 s of the other short one, 300 s of each long one"
+    assert told._left() == "about 8 min left", "30 s of the other short one, 228 s of each long one"
     told.n_cores, told.n_at_once = 0, 2
-    assert told._left() == "about 5 min left", "two at a time, elsewhere"
+    assert told._left() == "about 4 min left", "two at a time, elsewhere"
     small.begin(LONG)
     told.look()
     small.now = 200.0
-    assert told._spans()[LONG] == told._expected(LONG) - 200
+    assert told._spans()[LONG] == told._expected(LONG, told.known) - 200
     small.begin(LONG, bar(250, 500))
     assert round(told._spans()[LONG]) == 250, "its bar says that it is slower than it was to be"
 
@@ -192,10 +197,54 @@ def test_the_time_can_t_be_shorter_than_the_longest_chain_of_jobs(small):
 def test_jobs_of_an_earlier_sweep_are_no_guess(small):
     assert "a first guess" in small.follow()._left()
     small.end(SHORT, 30.0)
-    start_s = progress.START_S * 30.0 / progress.SECONDS["train_end_to_end"]
+    told, start_s = small.follow(), progress.START_S
     expected = pytest.approx(start_s + 10 * (30.0 - start_s))
-    assert small.follow()._expected(LONG) == expected, "what a job takes to start isn't its work's"
-    assert "a first guess" not in small.follow()._left()
+    assert told._expected(LONG, told.known) == expected, "what a job takes to start isn't its work's"
+    assert "a first guess" not in told._left()
+
+
+def test_the_first_guess_of_a_training_is_by_its_work(small):
+    """As benchmarks/demo.csv has it for 480 patches: 20 of them take little more than the start, 200 ten times the rest."""
+    told = small.follow()
+    start_s, seconds = progress.START_S, progress.SECONDS["train_end_to_end"]
+    for name, n_patches in ((SHORT, 20), (LONG, 200)):
+        assert told._expected(name, {}) == pytest.approx(start_s + (seconds - start_s) * n_patches / 480)
+
+
+def test_a_running_training_s_bar_tells_of_the_others_of_its_kind(small):
+    """The first guess of the long trainings is 31 s; a short one that needs 100 s says that they need far more."""
+    told = small.follow()
+    before = told._spans()[LONG]
+    small.begin(SHORT)
+    told.look()
+    small.now = 40.0
+    small.begin(SHORT, bar(60, 120))
+    spans = told._spans()
+    assert spans[SHORT] == pytest.approx(60, abs=1)
+    assert before < 40 and spans[LONG] == pytest.approx(progress.START_S + 10 * (100 - progress.START_S), abs=10)
+    small.end(SHORT, 70.0)
+    told.look()
+    assert told._spans()[LONG] == told._expected(LONG, told.known), "what ended counts, no bar any more"
+
+
+def test_a_network_s_time_is_its_own_once_a_training_of_it_has_ended(small):
+    small.end(SHORT, 500.0)
+    small.end(LONG, 600.0)
+    told = small.follow()
+    times = [told._expected(name.replace("fold0", "fold1"), told.known) for name in (SHORT, LONG)]
+    assert times == pytest.approx([500.0, 600.0]), "a step of LoRA is dearer than one of a small network"
+
+
+def test_on_a_cluster_or_a_gpu_nothing_is_guessed_from_a_cpu_s_times(small):
+    assert "left" not in small.follow(n_cores=0)._left()
+    for name in filter(lambda name: name.startswith(("04", "12")), small.jobs):
+        small.end(name, 300.0)
+    assert "left" in small.follow(n_cores=0)._left()
+
+
+def test_an_effect_and_a_scale_are_as_much_as_the_network_that_they_train(demo):
+    jobs = sweep_jobs.jobs_of(demo)
+    assert {progress.work_of(demo, job) for job in jobs.values() if job.rule == "measure"} == {480.0}
 
 
 def test_every_kind_of_job_has_a_first_guess():

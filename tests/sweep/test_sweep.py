@@ -486,6 +486,7 @@ def test_the_largest_pretraining_has_all_cores_and_small_ones_share_them(pretrai
     threads = {name: sweep_jobs.n_threads(jobs[name], jobs, 8) for name in jobs}
     assert (threads["08_pretrain.large"], threads["08_pretrain.own"], threads["08_pretrain.late"]) == (8, 2, 2)
     assert threads["01_extract_patches"] == 8 and threads["03_linear_probe.own"] == 2
+    assert threads["05_data_scaling"] == threads["12_explore"] == 1, "what shows results runs side by side"
     assert {sweep_jobs.n_threads(job, jobs, 0) for job in jobs.values()} == {1}, "a cluster's profile says how many"
 
 
