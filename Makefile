@@ -126,7 +126,9 @@ clean: ## remove caches
 	find mfcore tests notebooks benchmarks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 clean-results: ## remove the results of STUDY
-	rm -rf "results/$(or $(patsubst %.yaml,%,$(notdir $(STUDY))),$(error clean-results: name the study, as in STUDY=demo))"
+	@name="$(or $(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(STUDY)))),$(error clean-results: name the study, as in STUDY=demo))"; \
+	[ -d "results/$$name" ] || { echo "there is no results/$$name; a study's results are called as its file says after name:" >&2; exit 1; }; \
+	rm -rf "results/$$name" && echo "removed results/$$name"
 
 clean-env: ## remove the environment
 	rm -rf $(VENV)

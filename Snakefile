@@ -52,7 +52,7 @@ for rule_name in RULES:
             "jobs/{job}.json",
         params:
             needs=lambda wildcards: list(JOBS[wildcards.job].depends),
-            data=DATA,
+            data=lambda wildcards: DATA,  # as it is: braces in a path are no wildcards
         priority: 1 if rule_name in EARLY else 0
         threads: lambda wildcards: n_threads(JOBS[wildcards.job], JOBS, N_CORES, MEMORY_MB)
         resources:

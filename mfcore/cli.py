@@ -47,12 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return asked.work(asked)
-    except (
-        RuntimeError,
-        ValueError,
-        OSError,
-    ) as error:  # all of mfcore's own, which name the remedy
+    except (RuntimeError, ValueError, OSError) as error:  # mfcore's own name the remedy
         return _say(errors.told(error))
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 130  # as a shell has it
 
 
 def _say(problem: str) -> int:

@@ -322,3 +322,5 @@ def test_clean_results_stays_inside_the_results(machine, study):
     assert machine.make("clean-results").returncode == 0
     assert not (machine.folder / "results/demo").exists()
     assert (machine.folder / "results/other/a").exists()
+    gone = machine.make("clean-results", "STUDY=studies/mine.yml")
+    assert gone.returncode != 0 and "there is no results/mine" in gone.stdout

@@ -15,11 +15,14 @@ it had.
 
 import argparse
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,13 +39,18 @@ from mfcore.sweep import (
     study_file,
 )
 from mfcore.sweep.jobs import SUPPLEMENT, Job, job_name, jobs_of, with_dependents, with_needs
-from mfcore.sweep.run import KilledError, SweepError, killed, run_job
+from mfcore.sweep.run import KilledError, SweepError, killed, refuse_changed, run_job
 
 INTERRUPTED = 130  # exit status, as a shell has it
 LOOK_S = 1.0  # between two looks at what the jobs do
 N_LINES = 12  # of Snakemake's, where it ended for another reason than a job's failure
 # options of Snakemake that run no job but print
-SHOW_ONLY = {"-n", "--dry-run", "--dryrun", "--dag", "--rulegraph", "--filegraph", "--summary"}
+SHOW_ONLY = re.compile(
+    r"-[A-Za-z]*n[A-Za-z]*|--(dry-?run|dag|d3dag|rulegraph|filegraph|summary|detailed-summary"
+    r"|list-rules)"
+)
+PLAIN = re.compile(r"[\w./~+-]+")  # what YAML, as which Snakemake takes settings, leaves as it is
+MAX_SHARES = 1000
 
 
 def paper(asked: argparse.Namespace) -> int:
@@ -57,6 +65,8 @@ def paper(asked: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     folder, status, failures = _sweep(study, asked, [SUPPLEMENT])
+    if _shows_only(asked):
+        return status
     if status or failures:
         n, mend = len(failures), "Mend the cause, then run" if failures else "Run"
         print(
@@ -70,7 +80,7 @@ def paper(asked: argparse.Namespace) -> int:
     if index.is_file() and is_old:
         print(f"{index} is of an earlier run", file=sys.stderr)
     elif index.is_file() and SUPPLEMENT not in failures and not status:
-        if arms := sweep_results.finding(folder):
+        if (arms := sweep_results.finding(folder)) and job_name("05") not in failures:
             print(f"{study.name} found: {arms}")
         print(f"{study.name}: {progress.span(time.monotonic() - begun)}. Supplement:\n{index}")
     return 1 if status or failures else 0
@@ -104,18 +114,22 @@ def _sweep(
 ) -> tuple[Path, int, set[str]]:
     """Run jobs and what they need; returns the results' folder, Snakemake's status, who failed.
 
-    Raises SweepError where it can't be begun as asked, StoreError where another sweep works on the
-    same results.
+    Raises SweepError where it can't be begun as asked, where the study's file changes meanwhile and
+    where the disk is full, StoreError where another sweep works on the same results.
     """
-    if asked.shares < 1 or asked.gpus < 0:
-        raise SweepError(
-            f"SHARES={asked.shares}, GPUS={asked.gpus}: name at least one share, and 0 GPUs or more"
-        )
+    _refuse(study, asked)
+    with contextlib.suppress(AttributeError):  # a terminal may lack characters that a study has
+        sys.stdout.reconfigure(errors="replace")
     folder = Path(asked.results).expanduser().resolve() / study.name
     jobs = with_needs(jobs_of(study, asked.shares), targets)
+    data = study_data.data_folder(study, asked.study, asked.data)
     with store.alone(folder, "sweep"):
         command = _command(folder, asked, targets)
+        if _shows_only(asked):
+            sweep_inputs.write(study, folder, data, jobs.values())
+            return folder, _run(command), set()
         again = sweep_results.check(folder, jobs, asked.verify)
+        again |= {name for name in jobs if not (folder / "jobs" / f"{name}.json").is_file()}
         for failure in folder.glob("failures/*.json"):
             if failure.stem in jobs or ".share" in failure.stem:
                 again.add(failure.stem)
@@ -125,10 +139,7 @@ def _sweep(
             (folder / "jobs" / f"{name}.json").unlink(missing_ok=True)
         for note in folder.glob("running/*"):
             note.unlink()
-        data = study_data.data_folder(study, asked.study, asked.data)
         sweep_inputs.write(study, folder, data, jobs.values(), trusts=not asked.verify)
-        if not SHOW_ONLY.isdisjoint(asked.options):
-            return folder, _run(command), set()
         log = folder / "logs" / "snakemake.txt"
         log.unlink(missing_ok=True)
         n_cores = asked.cores or len(os.sched_getaffinity(0))
@@ -138,12 +149,45 @@ def _sweep(
         while status not in (0, INTERRUPTED) and (now := _progress(folder, jobs)) != before:
             # Snakemake may stop at a job that was killed; others can go on
             before, status = now, _run(command, log, told)
+            refuse_changed(load_study(asked.study), folder)
         told.end()
     failures = {file.stem for file in folder.glob("failures/*.json")} & jobs.keys()
     if status not in (0, INTERRUPTED) and not failures:
+        _refuse_full(folder)
         words = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         print(*words.splitlines()[-N_LINES:], sep="\n", file=sys.stderr)
     return folder, status, failures
+
+
+def _refuse(study: Settings, asked: argparse.Namespace) -> None:
+    """Raise SweepError for what a sweep can't begin with."""
+    if not 1 <= asked.shares <= MAX_SHARES or asked.gpus < 0:
+        raise SweepError(
+            f"SHARES={asked.shares}, GPUS={asked.gpus}: name 1 to {MAX_SHARES} shares, and 0 GPUs"
+            " or more"
+        )
+    if asked.cores is not None and asked.cores < 1:
+        raise SweepError(f"CORES={asked.cores}: name at least one core, or none for all")
+    name = study.name
+    if Path(name).name != name or " ".join(name.split()) != name or name in ("", ".."):
+        raise SweepError(
+            f"{asked.study}: the study's name {name!r} is to be that of a folder; leave out"
+            " slashes, line breaks and blanks at its ends"
+        )
+
+
+def _refuse_full(folder: Path) -> None:
+    """Raise SweepError where nothing more can be written into a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))
+    except OSError as error:
+        raise SweepError(f"{folder}: {error.strerror}; make room and run again") from None
+
+
+def _shows_only(asked: argparse.Namespace) -> bool:
+    """Whether Snakemake is asked to print what it would do, and to do nothing."""
+    return any(map(SHOW_ONLY.fullmatch, asked.options))
 
 
 def _progress(folder: Path, jobs: dict[str, Job]) -> set[str]:
@@ -174,7 +218,11 @@ def _command(folder: Path, asked: argparse.Namespace, targets: list[str]) -> lis
     command += ["--snakefile", str(snakefile), "--directory", str(folder)]
     command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--rerun-triggers", "mtime", "params", "--quiet", "host", "reason", "rules", *where]
-    command += ["--config", *(f"{key}={value}" for key, value in settings.items())]
+    values = {key: str(value) for key, value in settings.items()}
+    command.append("--config")
+    for key, value in values.items():
+        quoted = f" {json.dumps(value)} "  # the blanks keep the quotes, which Snakemake takes away
+        command.append(f"{key}={value if PLAIN.fullmatch(value) else quoted}")
     return command + asked.options
 
 
@@ -198,20 +246,25 @@ def _run(command: list[str], log: Path | None = None, told: progress.Progress | 
     """Run Snakemake to its end; returns its status, or INTERRUPTED.
 
     log: the file that its lines are added to (None: they are shown). told: looks now and then.
-    Ctrl-C reaches Snakemake as well, a request to end (SIGTERM) is handed on to it; then it is
-    waited for: it calls back the jobs that it sent to a cluster.
+    Ctrl-C reaches Snakemake as well, a request to end (SIGTERM, or SIGHUP where a terminal closes)
+    is handed on to it; then it is waited for: it calls back the jobs that it sent to a cluster.
     """
     interrupted = False
     if log:
         log.parent.mkdir(exist_ok=True)
+    # what a script begins with & ignores SIGINT, and would hand that on to Snakemake
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("a") if log else contextlib.nullcontext() as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
+    signal.signal(signal.SIGINT, own)
 
     def hand_on(*_: object) -> None:
         process.send_signal(signal.SIGINT)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, hand_on)
+    for request in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(request) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(request, hand_on)
     try:
         while True:
             try:
@@ -322,6 +375,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, SweepError, store.StoreError, OSError) as error:
         print(f"mfcore: {store_errors.told(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("mfcore: stopped", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

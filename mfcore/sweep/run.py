@@ -5,6 +5,7 @@ that is killed, with its node or for its memory or time, can leave none: it leav
 ``running/``, which says how often it was begun.
 """
 
+import contextlib
 import os
 import re
 import resource
@@ -20,7 +21,7 @@ from typing import TextIO
 
 from mfcore import store
 from mfcore.store import files as store_files, records as store_records
-from mfcore.study.config import Settings, load_study
+from mfcore.study.config import Settings, as_dict, load_study
 from mfcore.study.data import data_folder
 from mfcore.sweep import ROOT, inputs as sweep_inputs, results as sweep_results
 from mfcore.sweep.jobs import GO_ON, READ_DATA, SHARE, STAGES, SUPPLEMENT, Job, jobs_of
@@ -28,6 +29,9 @@ from mfcore.sweep.jobs import GO_ON, READ_DATA, SHARE, STAGES, SUPPLEMENT, Job, 
 MAX_BEGUN = 3  # a job killed so often is given up
 NOT_RUN = "not run: "  # how the reason begins of a job that another one's failure stopped
 FOREVER = 10**8  # seconds to wait for a kernel that is alive; one that isn't ends the wait
+
+
+MAX_SCRATCH = 70  # characters of a scratch folder's path; a socket's whole path has 107 at most
 
 
 class SweepError(RuntimeError):
@@ -51,9 +55,11 @@ def run_job(
 
     results: the study's own folder. Leaves the executed notebook in ``notebooks/``, a record in
     ``jobs/`` (or at ``record``) and, where it failed, one in ``failures/``. Raises KilledError, and
-    leaves no record, where its process was killed.
+    leaves no record, where its process was killed, and SweepError where the study has changed since
+    the sweep began.
     """
     study = load_study(file)
+    refuse_changed(study, results)
     job, failures = jobs_of(study, n_shares)[name], results / "failures"
     if (failures / f"{name}.json").is_file():  # it failed, it wasn't killed: no second try
         failure = store.read_json(failures / f"{name}.json")
@@ -97,11 +103,19 @@ def _attempt(
         store.write_json(note, {"n_begun": n_begun, "reason": str(error)})
         raise
     except Exception as error:  # whatever went wrong is that job's failure, not the sweep's
-        _log(results, job.name).write_text(_plain(traceback.format_exc()), encoding="utf-8")
+        with contextlib.suppress(OSError):  # such as of a full disk, which is then the reason
+            _log(results, job.name).write_text(_plain(traceback.format_exc()), encoding="utf-8")
         name = getattr(error, "ename", type(error).__name__)  # of a cell's error, by papermill
         return _plain(f"{name}: {getattr(error, 'evalue', error)}").strip()
     finally:
         del os.environ[store_records.NOTES]
+
+
+def refuse_changed(study: Settings, results: Path) -> None:
+    """Raise SweepError where ``study`` isn't the one that the sweep on ``results`` began with."""
+    begun_with = results / sweep_inputs.FOLDER / "study.json"
+    if begun_with.is_file() and store.read_json(begun_with).get("study") != as_dict(study):
+        raise SweepError(f"study {study.name}: its file changed while the sweep ran; run it again")
 
 
 def _run_notebook(
@@ -240,13 +254,14 @@ def execute(
     notebook.metadata["kernelspec"] = kernel
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.stem}.partial.ipynb")
-    with tempfile.TemporaryDirectory(prefix="mf-", ignore_cleanup_errors=True) as folder:
+    scratch = "/tmp" if len(tempfile.gettempdir()) > MAX_SCRATCH else None
+    with tempfile.TemporaryDirectory("", "mf-", scratch, ignore_cleanup_errors=True) as folder:
         sockets = {"transport": "ipc", "connection_file": f"{folder}/k.json"}
         os.environ.update(_environment(n_threads), IPYTHONDIR=folder, JUPYTER_RUNTIME_DIR=folder)
         try:
             papermill.execute_notebook(
                 notebook,
-                str(aside),
+                re.sub("([{}])", r"\1\1", str(aside)),  # papermill fills in what is in braces
                 dict(parameters),
                 cwd=str(source.parent),
                 progress_bar=False,
@@ -276,4 +291,5 @@ def _environment(n_threads: int) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+    """Without colours, and in characters that every file takes."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).encode("utf-8", "backslashreplace").decode()

@@ -24,6 +24,7 @@ from mfcore.sweep.book.front import _badges, _citation
 from mfcore.sweep.jobs import Job
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(1)</script> ``` **b** {doc}`x` ![p](http://localhost/p.png) | $x$"
+EARLIER = "Left by an earlier study file"
 STUDY = Settings(HOSTILE, f"Is {HOSTILE} enough?", Data("synthetic"), encoders=("good", HOSTILE, "late"))
 STUDY = replace(STUDY, switches=replace(STUDY.switches, split_by="annotation"))
 NET = "a_network_whose_name_is_longer_than_a_telephone_is_wide"
@@ -112,9 +113,12 @@ def write(results: Path) -> Path:
         *(f"04_train_end_to_end.{name}" for name in (f"{NET}.fold0", f"{NET}.fold1", f"{OTHER}.fold0")),
     ):
         notebook(results, name, new_code_cell("1"))
-    files = {f"figures/02_{name}": {} for name in ("pictures.png", "pictures.csv", "removed.png")}
-    record = {"failed": False, "seconds": 21.3, "files": files}
-    store.write_json(results / "jobs" / "02_embed.good.json", record)
+    wrote = {"01_extract_patches": "01_", "02_embed.good": "02_", "05_data_scaling": ("05_", "claims")}
+    for name, of in wrote.items():
+        files = {f"figures/{file.name}": {} for file in figures.iterdir() if file.name.startswith(of)}
+        record = {"failed": False, "seconds": 21.3, "files": files | {"figures/02_removed.png": {}}}
+        store.write_json(results / "jobs" / f"{name}.json", record)
+    save(figures, "06_cross_domain", EARLIER, "Across domains", [{"n": 1}], is_figure=True)  # in no record
     for name in ("02_embed.hostile", f"04_train_end_to_end.{OTHER}.fold0"):
         store.write_json(results / "failures" / f"{name}.json", {"reason": f"EncoderError: {HOSTILE}"})
     store.write_json(results / "running" / "02_embed.late.json", {"n_begun": 1, "reason": "killed: with its node"})
@@ -149,6 +153,12 @@ def words(built: Path, name: str) -> str:
 def every_page(built: Path) -> dict[str, str]:
     files = [file for file in built.rglob("*.html") if "_static" not in file.parts]
     return {str(file.relative_to(built)): file.read_text(encoding="utf-8") for file in files}
+
+
+def test_an_exhibit_of_an_earlier_study_file_is_on_no_page(built):
+    """Nothing removes what a job left that the study no longer has, or that failed when it ran again."""
+    assert not [name for name, text in every_page(built).items() if EARLIER in text]
+    assert not (built / "_images" / "06_cross_domain.png").exists()
 
 
 # ---- every page ----
@@ -405,7 +415,7 @@ def test_what_sphinx_says_is_the_reason(tmp_path, monkeypatch):
 def test_results_without_any_figure_make_a_book_that_says_what_is_missing(tmp_path):
     runs = [notebooks.run_of(job, tmp_path) for job in JOBS if job.notebook]
     study = replace(STUDY, name="mine", data=Data("midog"))
-    book.write_source(study, tmp_path, runs, tmp_path / "source")
+    book.write_source(study, runs, tmp_path / "source")
     assert "9 of 9 runs failed or are missing" in (tmp_path / "source" / "index.md").read_text()
     title, banner = book._settings(study)[1::2]
     assert (title, banner) == (

@@ -76,6 +76,14 @@ def sweeps(tmp_path):
     return Sweeps(tmp_path)
 
 
+def test_paths_may_have_what_yaml_and_snakemake_take_for_their_own_and_a_removed_record_comes_back(tmp_path):
+    sweeps = Sweeps(tmp_path / "x #y: {z} 'w'")
+    assert sweeps.run()[0] == EVERYTHING
+    (sweeps.results / "jobs" / f"03_linear_probe.{ENCODER}.json").unlink()
+    assert sweeps.run()[0] == {f"03_linear_probe.{ENCODER}", "05_data_scaling", "12_explore", "supplement"}
+    assert (sweeps.results / "jobs" / f"03_linear_probe.{ENCODER}.json").is_file()
+
+
 def test_changed_data_run_what_depends_on_them_and_the_first_data_give_the_first_results_again(sweeps):
     made = {"patches", "twins", "splits", "embeddings", "probe"}
     assert sweeps.run()[:2] == (EVERYTHING, made)

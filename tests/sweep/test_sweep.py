@@ -1,5 +1,6 @@
 """The sweep: jobs in order, failures as rows with a reason, unknown parameters refused, one sweep at a time."""
 
+import io
 import os
 import resource
 import signal
@@ -60,6 +61,29 @@ def test_every_job_s_parameters_are_known_to_its_notebook():
 def test_a_parameter_is_handed_on(notebook, tmp_path):
     sweep_run.execute(notebook, tmp_path / "out.ipynb", {"number": 2})
     assert "number is 2" in nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].text
+
+
+def test_braces_in_a_path_are_no_parameters(notebook, tmp_path):
+    sweep_run.execute(notebook, tmp_path / "of {number}" / "{x}.ipynb", {"number": 2})
+    assert (tmp_path / "of {number}" / "{x}.ipynb").is_file()
+
+
+def test_a_long_path_of_scratch_is_no_failure(notebook, tmp_path, monkeypatch):
+    """The kernel's sockets lie in a scratch folder, and a socket's path has 107 characters at most."""
+    (tmp_path / ("s" * 100)).mkdir()
+    monkeypatch.setattr(sweep_run.tempfile, "tempdir", str(tmp_path / ("s" * 100)))
+    sweep_run.execute(notebook, tmp_path / "out.ipynb", {"number": 2})
+    assert (tmp_path / "out.ipynb").is_file()
+
+
+def test_a_reason_with_a_name_that_is_no_utf_8_is_told(tmp_path, monkeypatch):
+    def execute(*_):
+        raise RuntimeError("Pr\udce4parat.svs is damaged")
+
+    monkeypatch.setattr(sweep_run, "execute", execute)
+    assert not sweep_run.run_job(DEMO, "05_data_scaling", tmp_path, "", 1)
+    reason = store.read_json(tmp_path / "failures" / "05_data_scaling.json")["reason"]
+    assert reason == "RuntimeError: Pr\\udce4parat.svs is damaged"
 
 
 def test_a_failed_job_is_a_row_with_its_reason_and_its_notebook_is_kept(tmp_path, monkeypatch):
@@ -300,6 +324,108 @@ def test_a_supplement_of_an_earlier_run_is_not_shown_as_this_ones(tmp_path, monk
     assert "Supplement:" not in said.out and f"{tmp_path}/demo/supplement/index.html is of an earlier run" in said.err
 
 
+def test_what_was_found_before_is_not_shown_as_this_run_s_where_its_notebook_fails(tmp_path, monkeypatch, capsys):
+    def step(folder):
+        store.write_json(folder / "figures" / "05_arms.json", {"caption": "AUROC: a 0.99."})
+        (folder / "supplement").mkdir()
+        (folder / "supplement" / "index.html").touch()
+        store.write_json(folder / "failures" / "05_data_scaling.json", {"reason": "ValueError: no"})
+        return _record("supplement")(folder)
+
+    Snakemake(monkeypatch, step)
+    assert paper("demo", tmp_path) == 1
+    said = capsys.readouterr().out
+    assert "0.99" not in said and "Supplement:" in said
+
+
+def test_a_record_that_somebody_removed_is_made_again(tmp_path, monkeypatch):
+    """Snakemake makes what is missing only for who is to run, so those that depend on it are."""
+    jobs, seen = sweep_jobs.jobs_of(load_study(DEMO)), []
+    for name in set(jobs) - {"03_linear_probe.own_vit"}:
+        _record(name)(tmp_path / "demo")
+    Snakemake(monkeypatch, lambda folder: seen.extend(file.stem for file in folder.glob("jobs/*.json")) or 0)
+    assert paper("demo", tmp_path) == 0
+    gone = {name for name, job in jobs.items() if "03_linear_probe.own_vit" in job.depends}
+    assert gone >= {"05_data_scaling", "12_explore", "supplement"} and gone.isdisjoint(seen)
+    assert {"01_extract_patches", "02_embed.own_vit", "11_pretraining_studies"} <= set(seen)
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch, capsys):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    Snakemake(monkeypatch, lambda folder: 1)
+    monkeypatch.setattr(sweep.tempfile, "TemporaryFile", full)
+    assert paper("demo", tmp_path) == 2
+    assert f"{tmp_path}/demo: No space left on device; make room and run again" in capsys.readouterr().err
+
+
+def test_a_study_file_that_changes_meanwhile_ends_the_sweep_and_its_jobs(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\ntitle: s\ndata: {source: synthetic}\nencoders: [uni]\n")
+
+    def step(folder):
+        file.write_text(file.read_text().replace("uni", "virchow"))
+        return 1
+
+    calls = Snakemake(monkeypatch, step, lambda folder: 0)
+    assert paper(file, tmp_path / "r") == 2 and len(calls.steps) == 1
+    said = "study s: its file changed while the sweep ran; run it again"
+    assert said in capsys.readouterr().err
+    with pytest.raises(sweep_run.SweepError, match=said):
+        sweep_run.run_job(file, "02_embed.virchow", tmp_path / "r" / "s", "", 1)
+    assert not (tmp_path / "r" / "s" / "failures").exists()
+
+
+@pytest.mark.parametrize("name", ["..", "''", "a/b", "' a'", '"a\\nb"', "."])
+def test_a_study_s_results_lie_in_a_folder_of_its_name(name, tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(f"name: {name}\ntitle: s\ndata: {{source: synthetic}}\nencoders: [uni]\n")
+    assert paper(tmp_path / "s.yaml", tmp_path / "r" / "e") == 2
+    assert "is to be that of a folder" in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "-n", "-np", "--list-rules"])
+def test_who_only_looks_changes_nothing(option, tmp_path, monkeypatch, capsys):
+    failure = tmp_path / "demo" / "failures" / "05_data_scaling.json"
+    store.write_json(failure, {"reason": "no"})
+    _record("05_data_scaling")(tmp_path / "demo")
+    (tmp_path / "demo" / "supplement").mkdir()
+    (tmp_path / "demo" / "supplement" / "index.html").touch()
+    Snakemake(monkeypatch, lambda folder: 0)
+    assert paper("demo", tmp_path, option) == 0
+    assert failure.is_file() and (tmp_path / "demo" / "jobs" / failure.name).is_file()
+    assert "earlier run" not in capsys.readouterr().err
+
+
+def test_a_terminal_without_a_character_gets_another(tmp_path, monkeypatch):
+    def step(folder):
+        store.write_json(folder / "figures" / "05_arms.json", {"caption": "AUROC: 0.9 \N{MINUS SIGN}"})
+        (folder / "supplement").mkdir()
+        (folder / "supplement" / "index.html").touch()
+        return _record("supplement")(folder)
+
+    Snakemake(monkeypatch, step)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert paper("demo", tmp_path) == 0
+    terminal.flush()
+    assert b"AUROC: 0.9 ?" in terminal.buffer.getvalue()
+
+
+@pytest.mark.parametrize("options", [("--cores", "0"), ("--cores", "-1"), ("--shares", "1000000000")])
+def test_impossible_numbers_are_refused(options, tmp_path):
+    assert paper("demo", tmp_path, *options) == 2 and not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_before_the_first_job_is_no_traceback(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.sweep_inputs, "write", interrupted)
+    assert paper("demo", tmp_path) == sweep.INTERRUPTED
+    assert capsys.readouterr().err == "mfcore: stopped\n"
+
+
 def test_where_snakemake_ends_for_another_reason_its_last_lines_say_why(tmp_path, monkeypatch, capsys):
     def step(folder):
         (folder / "logs").mkdir()
@@ -393,6 +519,17 @@ def test_who_ends_the_sweep_waits_for_snakemake_which_calls_its_jobs_back(how, s
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.terminate()
+    assert process.communicate(timeout=HANG_S)[0] == "130\n"
+
+
+def test_what_a_script_began_in_the_background_can_be_ended(started):
+    """It ignores Ctrl-C, which Snakemake is asked to end by and would ignore, too."""
+    code = f"import time; print(flush=True); time.sleep({2 * HANG_S})"
+    waiting = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    waiting += f"from mfcore.sweep import __main__ as sweep; print(sweep._run([sys.executable, '-c', {code!r}]))"
+    process = started([sys.executable, "-c", waiting], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process.stdout.readline()
+    process.terminate()
     assert process.communicate(timeout=HANG_S)[0] == "130\n"
 
 

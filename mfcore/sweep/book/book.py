@@ -52,7 +52,7 @@ def build(study: Settings, results: Path, jobs: Mapping) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     try:
         runs = [notebooks.run_of(job, results) for job in jobs.values() if job.notebook]
-        write_source(study, results, runs, aside / "source")
+        write_source(study, runs, aside / "source")
         _sphinx(_settings(study), aside / "source", aside / "html", aside / "doctrees")
         shutil.rmtree(target, ignore_errors=True)
         (aside / "html").rename(target)
@@ -82,15 +82,17 @@ def _sphinx(settings: list[str], source: Path, target: Path, doctrees: Path) -> 
     shutil.rmtree(target / "_sources", ignore_errors=True)  # of notebooks, whatever conf.py says
 
 
-def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Path) -> None:
+def write_source(study: Settings, runs: Sequence[Run], source: Path) -> None:
     """Write what Sphinx reads: pages of notebooks, pages made of other files, and the index."""
     for folder in (*PARTS, "_static"):
         (source / folder).mkdir(parents=True)
     shutil.copy(HERE / "conf.py", source)
     for file in ("supplement.css", "tables.js"):
         shutil.copy(HERE / file, source / "_static")
-    figures = results / "figures"
-    (source / "figures").symlink_to(figures.resolve())
+    figures = source / "figures"  # those that these runs made; others are of an earlier study file
+    figures.mkdir()
+    for file in sorted({file for run in runs for file in run.files}):
+        (figures / file.name).symlink_to(file.resolve())
     records = {file.stem: store.read_json(file) for file in sorted(figures.glob("*.json"))}
     saved = {name: each for name, each in records.items() if "caption" in each}  # the exhibits
     exhibits = {f"**{each['title']}.** {each['caption']}": name for name, each in saved.items()}
@@ -110,7 +112,7 @@ def write_source(study: Settings, results: Path, runs: Sequence[Run], source: Pa
                 (source / part / f"{document}.md").write_text(words, encoding="utf-8")
         if (part == "runs" and members) or any(run.has_page for run in members):
             parts[part].append((title, f"{part}/{stage}"))
-    index = [front.page(study, results, runs), markdown.toctree([("Overview", "self")])]
+    index = [front.page(study, figures, runs), markdown.toctree([("Overview", "self")])]
     index += [markdown.toctree(entries, PARTS[part]) for part, entries in parts.items() if entries]
     (source / "index.md").write_text("\n".join(index), encoding="utf-8")
 

@@ -20,9 +20,8 @@ QUESTION = (
 )
 
 
-def page(study: Settings, results: Path, runs: Sequence[Run]) -> str:
+def page(study: Settings, figures: Path, runs: Sequence[Run]) -> str:
     """The front page, without its navigation."""
-    figures = results / "figures"
     elsewhere = ", and in domains that training did not see" * study.splits.by_domain
     classes = {"positive": study.data.positive, "negative": study.data.negative}
     asked = QUESTION.format(**classes, elsewhere=elsewhere)

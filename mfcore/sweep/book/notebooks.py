@@ -28,8 +28,8 @@ class Run:
     """A job with a notebook, and what the job left.
 
     state: "done", "failed" or "not run". reason: why the run failed or is missing. figures: names
-    of the figures that the run wrote and that are there. notebook: the executed one, which may not
-    be there.
+    of the figures that the run wrote and that are there. files: all that it wrote beside them.
+    notebook: the executed one, which may not be there.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Run:
     reason: str
     seconds: float | None
     figures: tuple[str, ...]
+    files: tuple[Path, ...]
     notebook: Path
 
     @property
@@ -80,10 +81,11 @@ def run_of(job, results: Path) -> Run:
         state = "not run"
         reason = content("running").get("reason", "the sweep didn't come to this run")
     files = [results / file for file in record.get("files", {}) if file.startswith("figures/")]
-    figures = [file for file in files if file.suffix == ".png" and file.is_file()]
-    shown = tuple(file.stem for file in figures if file.with_suffix(".json").is_file())
+    files = tuple(file for file in files if file.is_file())
+    figures = [file for file in files if file.suffix == ".png"]
+    shown = tuple(file.stem for file in figures if file.with_suffix(".json") in files)
     seconds = record.get("seconds")
-    return Run(job.name, job.stage, job.parameters, state, reason, seconds, shown, notebook)
+    return Run(job.name, job.stage, job.parameters, state, reason, seconds, shown, files, notebook)
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
