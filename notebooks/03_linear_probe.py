@@ -44,7 +44,8 @@ study.show(estimators.score_histogram(study, encoder, run))
 # ## What the embeddings are worth without a label
 
 # %%
-study.show(representations.one(study, encoder))
+if encoder in study.runs:  # no arm: an encoder as another library uses it (`conventions`)
+    study.show(representations.one(study, encoder))
 
 # %% [markdown]
 # ## Other estimators

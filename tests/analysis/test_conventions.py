@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import h5py
+import jupytext
 import numpy as np
 import pandas as pd
 import pytest
 from tiny_encoders import tiny_card, use
 
+import mfcore
 from mfcore import encoders, store
 from mfcore.analysis import estimators
 from mfcore.data import patches, splits
@@ -15,6 +17,7 @@ from mfcore.encoders.card import Convention, conventions, released_cards, varian
 from mfcore.study import data as study_data
 from mfcore.study.config import Data, Settings, Splits
 from mfcore.study.study import Study
+from mfcore.sweep import ROOT
 
 STUDY = Settings(
     "t", "t", Data("midog"), encoders=("tiny",), conventions="tiny", splits=Splits(n_folds=3, sizes=(0.5, 1.0), by_domain=False)
@@ -45,13 +48,18 @@ def results(tmp_path):
     return tmp_path
 
 
-def ran(results, card, features, quality):
-    """Finished embeddings of ``card`` and a probe on them whose scores are right by ``quality``."""
+def embedded(results, card, features):
+    """Finished embeddings of ``card``."""
     source = {"patches": study_data.find_patches(STUDY, results).key}
     run = store.open_run(results, "embeddings", card, {"card": encoders.card_of(card).identity(), "size_px": 224}, source)
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
         out["features"], out["patch_id"] = features.astype(np.float32), np.arange(len(features))
-    run.finish(["embeddings.h5"])
+    return run.finish(["embeddings.h5"])
+
+
+def ran(results, card, features, quality):
+    """Finished embeddings of ``card`` and a probe on them whose scores are right by ``quality``."""
+    run = embedded(results, card, features)
     labels = patches.load(study_data.find_patches(STUDY, results))[0].set_index("patch_id")
     splits_run = study_data.find_splits(STUDY, results)
     table, rng = splits.load(splits_run), np.random.default_rng(1)
@@ -64,6 +72,19 @@ def ran(results, card, features, quality):
     probe = store.open_run(results, "probe", card, STUDY.probe.linear, {"splits": splits_run.key, "embeddings": run.key})
     store.write_parquet(probe.path("predictions.parquet"), pd.concat(scores))
     probe.finish(["predictions.parquet"])
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "tiny_bilinear"])
+def test_the_notebook_of_the_probe_runs_also_for_another_library_s_way(encoder, results, monkeypatch):
+    """It isn't one of the study's arms, so the tables of arms don't have it."""
+    for card in ("tiny", encoder):
+        embedded(results, card, 100 * np.random.default_rng(2).normal(size=(240, 24)))
+    monkeypatch.setattr(mfcore, "open_study", lambda *_, **__: Study(STUDY, results))
+    cells = [cell for cell in jupytext.read(ROOT / "notebooks" / "03_linear_probe.py").cells if cell.cell_type == "code"]
+    code = "\n".join(cell.source for cell in cells)
+    exec(code.replace('encoder = "efficientnet_lite0"', f'encoder = "{encoder}"'), {})
+    shown = (results / "figures").glob("03_representation-*.json")
+    assert len(list(results.glob("probe-*"))) == 1 and len(list(shown)) == (encoder == "tiny")
 
 
 def test_distances_and_differences_are_from_the_authors_way(results):
