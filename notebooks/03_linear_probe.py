@@ -45,7 +45,7 @@ study.show(estimators.score_histogram(study, encoder, run))
 
 # %%
 if encoder in study.runs:  # no arm: an encoder as another library uses it (`conventions`)
-    study.show(representations.one(study, encoder))
+    display(study.show(representations.one(study, encoder)))
 
 # %% [markdown]
 # ## Other estimators
