@@ -93,7 +93,7 @@ def test_there_is_an_example_for_every_way_in():
         "explore": [0, 1, 0],
         "library": [0, 1, 0],
         "your-data": [0, 0, 1],
-        "your-encoder": [0, 1, 0],
+        "your-encoder": [0, 2, 0],
     }
 
 
@@ -171,8 +171,8 @@ def test_scores_of_new_candidates(tmp_path, monkeypatch, capsys):
     smaller = "input_px: 64, n_epochs: 1, patches_per_epoch: 16, pretrained: false, max_lr: 0.001, by_domain: false"
     text = STUDIES["my_slides"].replace("input_px: 64", smaller)
     text = text.replace("splits: {sizes: [0.2, 1.0]}", "splits: {n_folds: 1, sizes: [1.0], by_domain: false}")
-    (tmp_path / "my_slides.yaml").write_text(text)
-    study = mfcore.open_study("my_slides.yaml")
+    write(tmp_path, "my_slides").write_text(text)
+    study = mfcore.open_study("studies/my_slides.yaml")
     data.extract(study.settings, folder, study.folder)
     data.write_splits(study.settings, study.folder)
     arms.train(study.settings, "small_network", 0, study.folder)
@@ -185,6 +185,12 @@ def test_scores_of_new_candidates(tmp_path, monkeypatch, capsys):
     assert len(json.loads(Path("scores/S0.svs.geojson").read_text())["features"]) == 3
     (scores,) = Path("results/my_slides/scores").glob("candidates-*.small_network.csv")
     assert set(pd.read_csv(scores)) >= {"detector", "score", "score_sd"}
+
+
+def test_an_own_encoder_in_python():
+    values = {"patches": np.zeros((2, 224, 224, 3), np.uint8)}
+    exec(compile(blocks("your-encoder", "python")[0], "your-encoder", "exec"), values)
+    assert values["features"].shape == (2, 192)
 
 
 def test_more_probes_on_the_same_folds(tmp_path, monkeypatch):
@@ -231,7 +237,7 @@ def test_robustness_of_an_encoder(tmp_path, monkeypatch):
     table["case"], table["lab"] = table["dataset"] + "/" + table["slide"], table["dataset"]
     table[["file", "label", "lab", "case"]].to_csv("images.csv", index=False)
     values = {}
-    exec(compile(*blocks("your-encoder", "python"), "your-encoder", "exec"), values)
+    exec(compile(blocks("your-encoder", "python")[1], "your-encoder", "exec"), values)
     assert len(values["features"]) == 2 * N
     study = trained(tmp_path, "my_patches")
     rows = robustness.table(study).set_index(["encoder", "biology", "origin"])
@@ -245,7 +251,6 @@ def test_embeddings_for_others_and_a_look_at_patches(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "data" / "my_patches")
     trained(tmp_path, "my_patches")
-    shutil.copy("studies/my_patches.yaml", ".")
     assert cli.main(shlex.split(blocks("apply", "bash")[1])[1:]) == 0
     assert len(pd.read_csv("for_others/manifest.csv")) == len(list(Path("for_others").rglob("*.pt"))) == 2 * N
     found = {}
