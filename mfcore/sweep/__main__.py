@@ -49,7 +49,7 @@ SHOW_ONLY = re.compile(
     r"-[A-Za-z]*n[A-Za-z]*|--(dry-?run|dag|d3dag|rulegraph|filegraph|summary|detailed-summary"
     r"|list-rules)"
 )
-PLAIN = re.compile(r"[\w./~+-]+")  # what YAML, as which Snakemake takes settings, leaves as it is
+PLAIN = re.compile(r"[\w./~+-]+")  # Snakemake reads settings as YAML, which leaves this as it is
 MAX_SHARES = 1000
 
 
@@ -218,11 +218,10 @@ def _command(folder: Path, asked: argparse.Namespace, targets: list[str]) -> lis
     command += ["--snakefile", str(snakefile), "--directory", str(folder)]
     command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--rerun-triggers", "mtime", "params", "--quiet", "host", "reason", "rules", *where]
-    values = {key: str(value) for key, value in settings.items()}
     command.append("--config")
-    for key, value in values.items():
-        quoted = f" {json.dumps(value)} "  # the blanks keep the quotes, which Snakemake takes away
-        command.append(f"{key}={value if PLAIN.fullmatch(value) else quoted}")
+    for key, value in settings.items():
+        quoted = f" {json.dumps(str(value))} "  # the blanks keep the quotes from being taken away
+        command.append(f"{key}={value if PLAIN.fullmatch(str(value)) else quoted}")
     return command + asked.options
 
 
@@ -252,11 +251,11 @@ def _run(command: list[str], log: Path | None = None, told: progress.Progress | 
     interrupted = False
     if log:
         log.parent.mkdir(exist_ok=True)
-    # what a script begins with & ignores SIGINT, and would hand that on to Snakemake
-    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A job that a script began by & ignores SIGINT. Snakemake would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("a") if log else contextlib.nullcontext() as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
-    signal.signal(signal.SIGINT, own)
+    signal.signal(signal.SIGINT, before)
 
     def hand_on(*_: object) -> None:
         process.send_signal(signal.SIGINT)

@@ -24,29 +24,29 @@ QUIET_S = 60.0  # between two lines of progress in a log
 TAIL_BYTES = 8192  # of a log, in which its last bar is looked for
 START_S = 8.0  # CPU seconds of a job whatever its work: imports, the kernel
 N_SHOWN = 8  # running jobs, on a terminal
-# Seconds of a job by its rule, as benchmarks/demo.csv has them for the study demo, and the work of
-# such a job where it isn't 1 (`work_of`). None counts for a rule of which a job has ended, or runs
-# and says how long it still takes.
+# CPU seconds of a job by its rule: the mean in benchmarks/demo.csv, of the study demo. WORK
+# is the work of such a job where it isn't 1 (`work_of`). Neither counts for a rule of which a job
+# has ended, or runs and says how long it still takes.
 SECONDS = {
-    "extract_patches": 66.0,
+    "extract_patches": 45.0,
     "embed_share": 20.0,
-    "embed": 24.0,
-    "linear_probe": 12.0,
-    "train_end_to_end": 63.0,
-    "measure": 26.0,
-    "data_scaling": 33.0,
-    "cross_domain_analysis": 16.0,
-    "online_patching": 9.0,
-    "pretrain": 65.0,
-    "downstream_tasks": 51.0,
-    "representations": 26.0,
-    "pretraining_studies": 18.0,
-    "explore": 29.0,
+    "embed": 19.0,
+    "linear_probe": 9.0,
+    "train_end_to_end": 53.0,
+    "measure": 19.0,
+    "data_scaling": 26.0,
+    "cross_domain_analysis": 13.0,
+    "online_patching": 8.0,
+    "pretrain": 45.0,
+    "downstream_tasks": 43.0,
+    "representations": 18.0,
+    "pretraining_studies": 15.0,
+    "explore": 24.0,
     "external_test": 30.0,
-    "supplement": 11.0,
+    "supplement": 10.0,
 }
 UNLIMITED = 10_000  # patches an epoch where all are taken, before they are counted
-WORK = {"train_end_to_end": 480.0, "measure": 480.0, "pretrain": 3.3e7}
+WORK = {"train_end_to_end": 480.0, "measure": 480.0, "pretrain": 2.5e7}
 # of jobs of a kind: seconds and work of all, and how many
 Known = dict[str, tuple[float, float, int]]
 BAR = re.compile(
@@ -152,6 +152,7 @@ class Progress:
             self._add(self.known, name, record.get("seconds", 0.0))
 
     def _add(self, known: Known, name: str, seconds: float) -> None:
+        """Add a job's seconds and its work to ``known``, for its network and for its rule."""
         for key in self._keys(name):
             before = known.get(key, (0.0, 0.0, 0))
             known[key] = before[0] + seconds, before[1] + self.work[name], before[2] + 1
@@ -200,7 +201,7 @@ class Progress:
         guessed = sum(spans[name] for name in spans if self.jobs[name].rule not in self.known)
         is_guess = guessed > sum(spans.values()) / 2
         if is_guess and not self.n_cores:  # SECONDS are a CPU's
-            return "how long is known when the first jobs have ended"
+            return "no guess of the time before the first jobs have ended"
         words = f"about {span(max(5.0, seconds, *ends.values()))} left"
         return words + " (a first guess)" * is_guess
 

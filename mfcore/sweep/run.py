@@ -29,8 +29,6 @@ from mfcore.sweep.jobs import GO_ON, READ_DATA, SHARE, STAGES, SUPPLEMENT, Job, 
 MAX_BEGUN = 3  # a job killed so often is given up
 NOT_RUN = "not run: "  # how the reason begins of a job that another one's failure stopped
 FOREVER = 10**8  # seconds to wait for a kernel that is alive; one that isn't ends the wait
-
-
 MAX_SCRATCH = 70  # characters of a scratch folder's path; a socket's whole path has 107 at most
 
 
