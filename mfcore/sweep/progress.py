@@ -28,22 +28,22 @@ N_SHOWN = 8  # running jobs, on a terminal
 # is the work of such a job where it isn't 1 (`work_of`). Neither counts for a rule of which a job
 # has ended, or runs and says how long it still takes.
 SECONDS = {
-    "extract_patches": 45.0,
+    "extract_patches": 53.0,
     "embed_share": 20.0,
-    "embed": 19.0,
+    "embed": 20.0,
     "linear_probe": 9.0,
-    "train_end_to_end": 53.0,
-    "measure": 19.0,
-    "data_scaling": 26.0,
+    "train_end_to_end": 50.0,
+    "measure": 20.0,
+    "data_scaling": 25.0,
     "cross_domain_analysis": 13.0,
-    "online_patching": 8.0,
-    "pretrain": 45.0,
+    "online_patching": 7.0,
+    "pretrain": 43.0,
     "downstream_tasks": 43.0,
     "representations": 18.0,
     "pretraining_studies": 15.0,
-    "explore": 24.0,
+    "explore": 25.0,
     "external_test": 30.0,
-    "supplement": 10.0,
+    "supplement": 9.0,
 }
 UNLIMITED = 10_000  # patches an epoch where all are taken, before they are counted
 WORK = {"train_end_to_end": 480.0, "measure": 480.0, "pretrain": 2.5e7}
