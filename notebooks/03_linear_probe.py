@@ -66,7 +66,7 @@ if encoder in study.settings.probe_audit and not scheme:
 
 # %%
 others = [] if scheme else arms.fit_other_probes(study.settings, embeddings, study.folder)
-print("further probes:", *[other.identity["name"] for other in others])
+print("further probes:", ", ".join(other.identity["name"] for other in others) or "none")
 
 # %% [markdown]
 # ## Checks

@@ -57,7 +57,7 @@ study.show(pretraining_run.history(study, encoder))
 # Frozen, with the teacher's weights, seen through its card; snapshots on the way are called `<encoder>@<step>`.
 
 # %%
-encoders.card_table(encoders.load(study.card(encoder), device).card)
+encoders.card_table(encoders.load(study.card(encoder), device).card).style.hide().set_uuid("card")  # whole, without row numbers
 
 # %% [markdown]
 # ## Checks
