@@ -132,7 +132,7 @@ def _place(loc: tuple[int | str, ...], content: Any) -> str:
             content = content[part]
         except (KeyError, IndexError, TypeError):
             content = None
-        name = content.get("name") if isinstance(content, dict) else None
+        name = content.get("name", content.get("id")) if isinstance(content, dict) else None
         place += f"[{name or part}]" if isinstance(part, int) else f".{part}"
     return place.removeprefix(".")
 

@@ -7,25 +7,15 @@ own reader and writer (QuPathTypeAdapters.java of QuPath 0.5); places are px of 
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mfcore.data.labels import csv
-from mfcore.data.labels.schema import (
-    MAX_OFF_SLIDE_PX,
-    SPLITS,
-    LabelError,
-    as_classes,
-    near_places,
-    refuse,
-    wrong_domain,
-)
-from mfcore.store.text import TwiceError, parse_json
+from mfcore.data.labels.schema import OF_A_SLIDE, LabelError, as_classes, refuse
+from mfcore.store.text import parse_json
 
-OF_A_SLIDE = ("case", "domain", "scanner", "lab", "species", "split")
 SLIDES = "slides.csv"
 MAX_SIDE_PX = 400  # level-0 px of a cell's shape: 40 um at 0.1 um/px
 BOX_PX = 50  # side of the boxes that are written, as MIDOG's
@@ -43,107 +33,79 @@ def read(files: tuple[Path, ...], label_values: tuple[str, ...]) -> pd.DataFrame
     label_values: how class 0 and class 1 are written; `schema.REST` for all but the other class.
     Raises LabelError with all features and slides that can't be used.
     """
-    of_slides = [file for file in files if file.name == SLIDES]
-    of_labels = [file for file in files if file not in of_slides]
-    folder = files[0].parent
-    refuse(folder, _misnamed(folder, of_labels), "files that can't be used; rename or join them:")
-    rows, problems = [], []
-    for file in of_labels:
-        for place, label, centre in _features(file):
-            if isinstance(centre, str):
-                problems.append(f"{place}: {centre}")
-            else:
-                rows.append((file.stem, place, label, *centre))
-    refuse(folder, problems, "features that can't be used; correct or remove them in QuPath:")
-    table = pd.DataFrame(rows, columns=["file_name", "place", "label", "x_l0_px", "y_l0_px"])
-    if table.empty:
-        raise LabelError(
-            f"{folder}: no annotation in any .geojson; a study needs some of both classes"
-        )
-    named = table.set_index("place")["label"]
-    table["label"] = as_classes(folder, named, label_values).to_numpy()
-    places = table[table.duplicated(["file_name", "x_l0_px", "y_l0_px"])]
-    twice = [f"{row.file_name}: ({row.x_l0_px:g}, {row.y_l0_px:g})" for row in places.itertuples()]
-    centres = table[["x_l0_px", "y_l0_px"]].to_numpy(float)
-    twice += near_places(table["file_name"], centres, named.index)
-    refuse(folder, twice, "places that are annotated twice; remove one:")
-    table["label"] = table["label"].map(label_values.index)
-    names = {file.stem for file in of_labels}
-    slides = _slides(of_slides[0], names) if of_slides else pd.DataFrame()
-    slides = slides.reindex(index=table["file_name"], columns=OF_A_SLIDE, fill_value="")
-    slides = slides.reset_index(drop=True)
-    stems = table["file_name"].map(_without_suffix)
-    return table.assign(
-        slide_id=table["file_name"],
-        case_id=slides["case"].where(slides["case"] != "", stems),
-        domain=slides["domain"].where(slides["domain"] != "", csv.ONE_DOMAIN),
-        official_split=slides["split"],
-        **{name: slides[name] for name in ("scanner", "lab", "species")},
-    )
-
-
-def _misnamed(folder: Path, files: list[Path]) -> list[str]:
-    """Files beside the labels that would be passed over, and two files of one slide."""
-    names = {file.stem for file in files}
+    folder, of_labels = files[0].parent, [file for file in files if file.name != SLIDES]
     problems = [
-        f"{name}.geojson and {_without_suffix(name)}.geojson: both of one slide"
-        for name in sorted(names)
-        if _without_suffix(name) != name and _without_suffix(name) in names
+        f"{file.name}: name it {SLIDES} or {file.stem}.geojson"
+        for file in sorted(folder.iterdir())
+        if file.name != SLIDES
+        and (file.name.lower() == SLIDES or file.suffix.lower() == ".geojson" != file.suffix)
     ]
-    for name in sorted(file.name for file in folder.iterdir()):
-        if name.lower() == SLIDES and name != SLIDES:
-            problems.append(f"{name}: name it {SLIDES}")
-        if name.lower().endswith(".geojson") and not name.endswith(".geojson"):
-            problems.append(f"{name}: name it {Path(name).stem}.geojson")
-    return problems
+    rows = []
+    for file in of_labels:
+        for i, feature in enumerate(_features(file)):
+            place = f"{file.name}, feature {i}"
+            try:
+                label, centres = _annotation(feature)
+            except LabelError as error:
+                problems.append(f"{place}: {error}")
+            except (AttributeError, KeyError, TypeError, ValueError):
+                problems.append(
+                    f"{place}: no GeoJSON feature with a geometry of px and a class that is text"
+                )
+            else:
+                rows += [(place, file.stem, label, x, y) for x, y in centres]
+    refuse(folder, problems, "what can't be used; correct or remove it in QuPath:")
+    table = pd.DataFrame(rows, columns=["place", "file", "label", "x", "y"]).set_index("place")
+    table["label"] = as_classes(folder, table["label"], label_values)
+    if len(files) > len(of_labels):
+        names = {file.stem for file in of_labels}
+        table = table.join(_slides(folder / SLIDES, names), on="file")
+    stems = table["file"].map(_without_suffix)
+    return table.assign(
+        case=table["case"].mask(table["case"] == "", stems) if "case" in table else stems
+    )
 
 
 def _without_suffix(name: str) -> str:
     return name[: -len(Path(name).suffix)] if name.lower().endswith(SUFFIXES) else name
 
 
-def _features(file: Path) -> Iterator[tuple[str, str, tuple[float, float] | str]]:
-    """Place in the file, label, and centre of each annotation, or what is wrong with it."""
+def _features(file: Path) -> list:
+    """The features of a collection, of a list, or a single one."""
     try:
         content = parse_json(file.read_text(encoding="utf-8-sig"))
-    except TwiceError as error:
-        raise LabelError(f"{file}: {error}") from None
     except ValueError as error:
         raise LabelError(f"{file}: not GeoJSON ({error}); export it again") from None
-    if isinstance(content, dict):  # a collection, or a single feature
+    if isinstance(content, dict):
         content = content.get("features", [content])
     if not isinstance(content, list):
         raise LabelError(f"{file}: no GeoJSON with a list of features; export it again")
-    for i, feature in enumerate(content):
-        place = f"{file.name}, feature {i}"
-        try:
-            classification = (feature.get("properties") or {}).get("classification") or {}
-            label = classification.get("name") or ": ".join(classification.get("names", ()))
-            kind, coordinates = feature["geometry"]["type"], feature["geometry"]["coordinates"]
-            points = np.array(_points(coordinates), dtype=float)  # (n, 2)
-            is_whole = isinstance(label, str) and (not points.size or points.shape[1] == 2)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            is_whole = False
-        if not is_whole:
-            yield place, "", "no GeoJSON feature with a geometry of px and a class that is text"
-        elif not points.size or not np.isfinite(points).all():
-            yield place, "", "its geometry has no place"
-        elif kind not in ("Point", "MultiPoint", "Polygon", "MultiPolygon"):
-            yield place, "", f"a {kind} is no annotation of a cell; expected a point or a box"
-        elif kind == "MultiPolygon" and len(coordinates) > 1:
-            yield place, "", "several shapes in one, without a centre; split it in QuPath"
-        elif not label:
-            yield place, "", "without a classification"
-        elif points.min() < -MAX_OFF_SLIDE_PX:
-            yield place, "", f"lies more than {MAX_OFF_SLIDE_PX:g} px off the slide"
-        elif kind.endswith("Polygon") and (side := np.ptp(points, axis=0).max()) > MAX_SIDE_PX:
-            yield place, "", f"a shape of {side:g} px is a region and no cell"
-        elif kind in ("Point", "MultiPoint"):
-            for x, y in points.tolist():
-                yield place, label, (x, y)
-        else:
-            x, y = ((points.min(axis=0) + points.max(axis=0)) / 2).tolist()
-            yield place, label, (x, y)
+    return content
+
+
+def _annotation(feature: dict) -> tuple[str, list[list[float]]]:
+    """Label and centres of a feature; raises LabelError for what is no annotation, and another
+    error for what is no feature.
+    """
+    classification = (feature.get("properties") or {}).get("classification") or {}
+    label = classification.get("name") or ": ".join(classification.get("names", ()))
+    kind, coordinates = feature["geometry"]["type"], feature["geometry"]["coordinates"]
+    points = np.array(_points(coordinates), dtype=float).reshape(-1, 2)
+    if not isinstance(label, str):
+        raise TypeError
+    if not label:
+        raise LabelError("without a classification")
+    if kind not in ("Point", "MultiPoint", "Polygon", "MultiPolygon"):
+        raise LabelError(f"a {kind} is no annotation of a cell; expected a point or a box")
+    if not points.size or not np.isfinite(points).all():
+        raise LabelError("its geometry has no place")
+    if kind in ("Point", "MultiPoint"):
+        return label, points.tolist()
+    if kind == "MultiPolygon" and len(coordinates) > 1:
+        raise LabelError("several shapes in one, without a centre; split it in QuPath")
+    if (side := np.ptp(points, axis=0).max()) > MAX_SIDE_PX:
+        raise LabelError(f"a shape of {side:g} px is a region and no cell")
+    return label, [((points.min(axis=0) + points.max(axis=0)) / 2).tolist()]
 
 
 def _points(coordinates: list) -> list[list[float]]:
@@ -155,33 +117,19 @@ def _points(coordinates: list) -> list[list[float]]:
 
 def _slides(file: Path, names: set[str]) -> pd.DataFrame:
     """What the table of slides says, by the name of a slide's GeoJSON file without ``.geojson``."""
-    rows = csv.lines(file)
-    unknown = [name for name in rows if name not in ("file", *OF_A_SLIDE)]
-    if "file" not in rows or unknown:
-        raise LabelError(
-            f"{file}: needed is the column file, and there may be {list(OF_A_SLIDE)}; rename or"
-            f" remove {unknown}"
-        )
-    rows = rows.reindex(columns=["file", *OF_A_SLIDE], fill_value="")
-    has_domains = (rows["domain"] != "").any()
-    problems = []
-    for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
-        if row["split"] not in SPLITS:
-            problems.append(f"line {line}: split is {row['split']!r}, expected train, val or test")
-        if has_domains and not row["domain"]:
-            problems.append(f"line {line}: domain is empty; give each slide one, or none")
-        if wrong := wrong_domain(row["domain"]):
-            problems.append(f"line {line}: {wrong}")
-    rows["name"] = [n if n in names else _without_suffix(n) for n in rows["file"]]
-    problems += [f"{name} stands there twice" for name in rows["name"][rows["name"].duplicated()]]
-    problems += [f"without a line for {name}" for name in sorted(names - set(rows["name"]))]
+    rows = csv.lines(file, ["file"], OF_A_SLIDE)
+    slides = rows["file"].map(lambda name: name if name in names else _without_suffix(name))
+    problems = [
+        f"{place}: {slides[place]} stands there twice" for place in rows.index[slides.duplicated()]
+    ]
+    problems += [f"without a line for {name}" for name in sorted(names - set(slides))]
     problems += [
-        f"line {line}: no {name}.geojson; remove the line, or export the file, empty or not"
-        for line, name in rows["name"].items()
+        f"{place}: no {name}.geojson; remove the line, or export the file, empty or not"
+        for place, name in slides.items()
         if name not in names
     ]
-    refuse(file, problems, "lines that can't be used; correct them:")
-    return rows.set_index("name")
+    refuse(file, problems, csv.LINES)
+    return rows.set_index(slides)[[*OF_A_SLIDE]]
 
 
 def write(

@@ -13,11 +13,9 @@ import pandas as pd
 
 from mfcore.data.labels import amibr, csv, geojson, images, midog, sqlite
 
-# Reads label files (the main one first), given how a table writes class 0 and class 1, and whether
-# slides or patch images must be there. Returns the rows of a label table with, at least, slide_id,
-# case_id, domain, label, x_l0_px, y_l0_px and file_name (or file, the place in the data folder);
-# `mfcore.data.labels.table.load` adds the columns that are missing. Refuses places named twice.
-Read = Callable[[tuple[Path, ...], tuple[str, ...], bool], pd.DataFrame]
+# Reads label files (the main one first), given how a table writes class 0 and class 1. Returns rows
+# as `mfcore.data.labels.schema` describes them; `mfcore.data.labels.table.load` does the rest.
+Read = Callable[[tuple[Path, ...], tuple[str, ...]], pd.DataFrame]
 
 EDITIONS = (
     ".tiff",
@@ -97,7 +95,7 @@ SOURCES = {
             title="synthetic",
             published=PUBLISHED_GANZ,
             main_files=("annotations.json",),
-            read=lambda files, values, check: midog.read_json(files[0]),
+            read=lambda files, values: midog.read_json(files[0]),
             is_synthetic=True,
         ),
         Source(
@@ -105,7 +103,7 @@ SOURCES = {
             title="own slides",
             published=PUBLISHED_GANZ,
             main_files=("annotations.json", "MIDOG*.json"),
-            read=lambda files, values, check: midog.read_json(files[0]),
+            read=lambda files, values: midog.read_json(files[0]),
         ),
         Source(
             name="midog22",
@@ -116,7 +114,7 @@ SOURCES = {
                 "MIDOG2022_training*.sqlite",
                 "MIDOG2022_training*.csv",
             ),
-            read=lambda files, values, check: midog.read_midog22(*files),
+            read=lambda files, values: midog.read_midog22(*files),
             beside=(MIDOGPP, CASES),  # the cases are MIDOG++'s, found by its labels
             editions=EDITIONS,
             is_published=True,
@@ -127,7 +125,7 @@ SOURCES = {
             title="MIDOG++",
             published=PUBLISHED_GANZ,
             main_files=(*MIDOGPP, "MIDOGpp.sqlite", "MIDOGpp.csv"),
-            read=lambda files, values, check: midog.read_midogpp(*files),
+            read=lambda files, values: midog.read_midogpp(*files),
             beside=(CASES,),
             editions=EDITIONS,
             is_published=True,
@@ -141,14 +139,14 @@ SOURCES = {
                 "databases/MITOS_WSI_CCMCT_ODAEL.sqlite",
                 "MITOS_WSI_CCMCT_ODAEL_binary_labels.csv",
             ),
-            read=lambda files, values, check: sqlite.read_ccmct(files[0]),
+            read=lambda files, values: sqlite.read_ccmct(files[0]),
             is_published=True,
         ),
         Source(
             name="amibr",
             title="AMi-Br",
             main_files=(amibr.FILE,),
-            read=lambda files, values, check: amibr.read(files[0], check),
+            read=lambda files, values: amibr.read(files[0]),
             has_slides=False,
             is_published=True,
             archive=Archive(
@@ -162,7 +160,7 @@ SOURCES = {
             name="images",
             title="own patch images",
             main_files=("images.csv", "*.csv", "*.tsv"),
-            read=lambda files, values, check: images.read(files[0], values, check),
+            read=images.read,
             has_slides=False,
             has_class_folders=True,
             names_classes=True,
@@ -171,7 +169,7 @@ SOURCES = {
             name="geojson",
             title="own slides",
             main_files=("*.geojson",),
-            read=lambda files, values, check: geojson.read(files, values),
+            read=geojson.read,
             beside=((geojson.SLIDES,),),
             editions=geojson.SUFFIXES,
             has_file_per_slide=True,
@@ -182,7 +180,7 @@ SOURCES = {
             title="own slides",
             published=PUBLISHED_GANZ,
             main_files=("annotations.csv", "*.csv"),
-            read=lambda files, values, check: csv.read(files[0], values),
+            read=csv.read,
         ),
     )
 }

@@ -6,30 +6,17 @@ no one centre.
 """
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 from mfcore.data.labels import csv
-from mfcore.data.labels.schema import LabelError, is_file_name, off_slide, refuse
+from mfcore.data.labels.schema import LabelError, refuse, say
 
-NEEDED = {
-    "Slides": {"uid", "filename", "width", "height"},
-    "Annotations": {"uid", "slide", "type", "agreedClass"},
-    "Annotations_coordinates": {"coordinateX", "coordinateY", "annoId"},
-    "Annotations_label": {"uid", "class", "annoId"},
-    "Classes": {"uid", "name"},
-}
-N_COORDINATES = {
-    1: (1,),
-    2: (2,),
-    4: (1,),
-    5: (2,),
-}  # by SlideRunner's type: spot, area, special spot, circle
-
+N_COORDINATES = {1: 1, 2: 2, 4: 1, 5: 2}  # by SlideRunner's type: spot, area, special spot, circle
 NOT_AGREED = 0  # SlideRunner's class where the raters have no majority
 
 # The 11 of CCMCT's 32 slides that its authors test on (Aubreville et al. 2019; their statistics at
@@ -53,127 +40,62 @@ CCMCT_TEST_SLIDES = frozenset(
 
 
 def read(file: Path, positive: int, negative: int, left_out: tuple[int, ...] = ()) -> pd.DataFrame:
-    """The annotations whose agreed class is ``positive`` or ``negative``, without ``patch_id``.
+    """The annotations whose agreed class is ``positive`` or ``negative``.
 
     Left out are deleted ones, those that the raters don't agree on and the classes ``left_out``. A
     rater's vote is 1 for ``positive``, 0 for anything else. Raises LabelError for a file that isn't
     such a database, for classes that are none of these, and with the annotations that can't be
     used.
     """
-    annotations, labels, names = _query(file)
-    known = annotations["agreedClass"].isin((positive, negative, NOT_AGREED, *left_out))
+    rows, cast = _query(file)
+    known = rows["agreedClass"].isin((positive, negative, NOT_AGREED, *left_out))
+    unknown = rows.loc[~known, "agreedClass"].value_counts()
     refuse(
         file,
-        [
-            f"class {c!r} ({names.get(c, 'unnamed')}): {n} annotations"
-            for c, n in annotations.agreedClass[~known].value_counts().items()
-        ],
+        [f"class {number}: {n} annotations" for number, n in unknown.items()],
         f"agreed classes that mean nothing here ({positive}: mitotic figure, {negative}:"
         " look-alike); fetch the file again:",
     )
-    annotations = annotations[annotations["agreedClass"].isin((positive, negative))]
-    if annotations.empty:
-        raise LabelError(
-            f"{file}: no annotation whose agreed class is {positive} or {negative}; fetch the file"
-            " again"
-        )
-    twice = annotations.duplicated(["filename", "x", "y"])
-    refuse(
-        file,
-        [
-            f"annotation {row.uid} {problem}"
-            for row, again in zip(annotations.itertuples(), twice, strict=True)
-            if (problem := _problem(row, again))
-        ],
-        "annotations that can't be used; correct or remove them:",
+    rows = rows[rows["agreedClass"].isin((positive, negative))].fillna({"file": ""})
+    is_wrong = rows["n"] != rows["type"].map(N_COORDINATES)
+    expected = "{n} coordinates, type {type}; expected one of a spot, two of an area or a circle"
+    refuse(file, say(rows, is_wrong, expected), "annotations that can't be used; correct them:")
+    votes = (cast["class"] == positive).astype(np.int8).groupby(cast["annoId"])
+    votes_of = {uid: of_one.to_numpy() for uid, of_one in votes}
+    return rows[["file", "x", "y", "width", "height"]].assign(
+        label=(rows["agreedClass"] == positive).astype(int),
+        votes=[votes_of.get(uid, np.empty(0, dtype=np.int8)) for uid in rows["uid"]],
     )
-    votes = (
-        (labels["class"] == positive)
-        .astype(np.int8)
-        .groupby(labels["annoId"])
-        .apply(lambda v: v.to_numpy())
-    )
-    none = np.empty(0, dtype=np.int8)
-    return pd.DataFrame(
-        {
-            "slide_id": annotations["filename"],
-            "case_id": annotations["filename"].map(lambda name: Path(name).stem),
-            "domain": "",
-            "label": (annotations["agreedClass"] == positive).astype(np.int8),
-            "x_l0_px": annotations["x"].astype(float),
-            "y_l0_px": annotations["y"].astype(float),
-            "votes": [votes.get(uid, none) for uid in annotations["uid"]],
-        }
-    ).reset_index(drop=True)
 
 
-def _problem(row: NamedTuple, again: bool) -> str | None:
-    """What is wrong with one annotation of the database, None if nothing; ``again``: its place
-    stands there twice.
-    """
-    if not is_file_name(row.filename):
-        return (
-            f"is of slide {row.slide}, whose filename is {row.filename!r}; expected a file's name"
-            " without a folder"
-        )
-    if row.n not in N_COORDINATES.get(row.type, ()):
-        return (
-            f"on {row.filename}: {row.n} coordinates, type {row.type}; expected one of a spot, or"
-            " two of an area or a circle"
-        )
-    if again:
-        return f"on {row.filename}: its centre ({row.x:g}, {row.y:g}) is another one's too"
-    wrong = off_slide(row.x, row.y, row.width, row.height) if row.width and row.height else None
-    return wrong and f"on {row.filename}: {wrong}"
-
-
-def _query(file: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, str]]:
+def _query(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Annotations with slide, number of coordinates and their mean; the raters' classes in the
-    order given; classes' names.
+    order given. A side of a slide that nobody knows is 0 or empty in the file, NaN here.
     """
     try:
-        database = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
-    except sqlite3.Error as error:
-        raise LabelError(f"{file}: can't be opened ({error}); check that it may be read") from None
-    try:
-        columns = {
-            table: {
-                column[1] for column in database.execute(f"PRAGMA table_info({table})").fetchall()
-            }
-            for table in NEEDED
-        }
-        missing = [
-            f"{table}.{name}"
-            for table, names in NEEDED.items()
-            for name in sorted(names - columns[table])
-        ]
-        if missing:
-            raise LabelError(
-                f"{file}: no database of SlideRunner's: without {', '.join(missing)}; fetch the"
-                " file again"
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+            columns = pd.read_sql_query("PRAGMA table_info(Annotations)", database)["name"]
+            kept = "AND NOT coalesce(a.deleted, 0)" if "deleted" in set(columns) else ""
+            annotations = pd.read_sql_query(
+                f"""SELECT 'annotation ' || a.uid || ' on ' || coalesce(s.filename, a.slide)
+                           AS place, a.uid, a.type, a.agreedClass, s.filename AS file,
+                           nullif(s.width, 0) AS width, nullif(s.height, 0) AS height,
+                           count(c.annoId) AS n, avg(c.coordinateX) AS x, avg(c.coordinateY) AS y
+                    FROM Annotations a LEFT JOIN Slides s ON s.uid = a.slide
+                    LEFT JOIN Annotations_coordinates c ON c.annoId = a.uid
+                         AND typeof(c.coordinateX) IN ('integer', 'real')
+                         AND typeof(c.coordinateY) IN ('integer', 'real')
+                    WHERE a.agreedClass IS NOT NULL {kept} GROUP BY a.uid ORDER BY a.uid""",
+                database,
+                index_col="place",
             )
-        kept = "AND NOT coalesce(a.deleted, 0)" if "deleted" in columns["Annotations"] else ""
-        annotations = pd.read_sql_query(
-            f"""SELECT a.uid, a.type, a.agreedClass, a.slide, s.filename, s.width, s.height,
-                       count(c.annoId) AS n, avg(c.coordinateX) AS x, avg(c.coordinateY) AS y
-                FROM Annotations a LEFT JOIN Slides s ON s.uid = a.slide
-                LEFT JOIN Annotations_coordinates c ON c.annoId = a.uid
-                     AND typeof(c.coordinateX) IN ('integer', 'real')
-                     AND typeof(c.coordinateY) IN ('integer', 'real')
-                WHERE a.agreedClass IS NOT NULL {kept} GROUP BY a.uid ORDER BY a.uid""",
-            database,
-        )
-        labels = pd.read_sql_query(
-            "SELECT annoId, class FROM Annotations_label ORDER BY annoId, uid", database
-        )
-        names = dict(database.execute("SELECT uid, name FROM Classes").fetchall())
+            order = "SELECT annoId, class FROM Annotations_label ORDER BY annoId, uid"
+            return annotations, pd.read_sql_query(order, database)
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
         raise LabelError(
-            f"{file}: not a database that can be read ({error}); fetch the file again"
+            f"{file}: not a database of SlideRunner's that can be read ({error}); fetch the file"
+            " again"
         ) from None
-    finally:
-        database.close()
-    return annotations, labels, names
 
 
 def read_ccmct(file: Path) -> pd.DataFrame:
@@ -184,11 +106,11 @@ def read_ccmct(file: Path) -> pd.DataFrame:
         table = csv.read_as_released(file, ("0", "1"))
     else:
         table = read(file, positive=2, negative=7, left_out=(1, 3))
-    test = table["slide_id"].isin(CCMCT_TEST_SLIDES)
+    test = table["file"].isin(CCMCT_TEST_SLIDES)
     return table.assign(
         domain="canine cutaneous mast cell tumor",
         scanner="Aperio CS2",
         lab="FU Berlin",
         species="canine",
-        official_split=np.where(test, "test", "train"),
+        split=np.where(test, "test", "train"),
     )

@@ -15,13 +15,23 @@ import numpy as np
 import pandas as pd
 
 from mfcore.data.labels import csv
-from mfcore.data.labels.schema import COLUMNS, MAX_OFF_SLIDE_PX, LabelError, is_finite, refuse
+from mfcore.data.labels.schema import (
+    COLUMNS,
+    DEFAULTS,
+    MAX_OFF_SLIDE_PX,
+    NAMES,
+    LabelError,
+    differing,
+    problems_of,
+    refuse,
+)
 from mfcore.data.labels.source import Source
 from mfcore.data.slides.openslide import NO_VOLUME, series_of
 from mfcore.store.options import nearest
 
 __all__ = ["COLUMNS", "MAX_OFF_SLIDE_PX", "LabelError", "files_of", "load"]
 
+ONE_DOMAIN = "one domain"
 SLIDE_FOLDERS = ("images", "", "WSI")
 
 
@@ -76,43 +86,52 @@ def load(
     """
     folder = Path(folder)
     files = files_of(source, folder) or (folder,)
-    main, table = files[0], source.read(files, label_values, check_files)
+    rows = _whole(source.read(files, label_values))
+    if (rows["domain"] == "").all():
+        rows["domain"] = ONE_DOMAIN
+    stems = rows["file"].map(lambda name: Path(name).stem)
+    rows["case"] = rows["case"].mask(rows["case"] == "", stems)
+    problems = problems_of(rows, source.has_slides)
+    refuse(files[0], problems, "annotations that can't be used; correct or remove them:")
     if slides:
-        table = _of_slides(main, table, source, slides)
-    for column in ("scanner", "lab", "species", "official_split"):
-        if column not in table:
-            table[column] = ""
-    if "um_per_px" not in table:
-        table["um_per_px"] = np.nan
-    if "votes" not in table:
-        table["votes"] = [np.empty(0, dtype=np.int8)] * len(table)
-    if "file" not in table:
-        names = table.get("file_name", table["slide_id"])
-        table["file"] = _files(main, folder, names, source.editions, check_files)
-    if table["label"].nunique() < 2:
-        raise LabelError(f"{main}: every annotation is of one class; a study needs both")
+        rows = _of_slides(files[0], rows, source, slides)
+    rows["file"] = _files(source, files[0], folder, rows["file"], check_files)
+    if rows["label"].nunique() < 2:
+        raise LabelError(f"{files[0]}: no annotation, or all are of one class; a study needs both")
+    return _label_table(rows, ["downsample"] if rows["downsample"].notna().any() else [])
+
+
+def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with all columns that rows may have; a slide without a name has its file's."""
+    rows = rows.assign(**{name: DEFAULTS[name] for name in DEFAULTS if name not in rows})
+    if "votes" not in rows:
+        rows["votes"] = [np.empty(0, dtype=np.int8)] * len(rows)
+    return rows.assign(slide=rows["slide"].mask(rows["slide"] == "", rows["file"]))
+
+
+def _label_table(rows: pd.DataFrame, more: list[str]) -> pd.DataFrame:
+    """Checked rows as a label table: its names, its types, its order; ``more`` columns behind."""
+    table = rows.reset_index(drop=True).rename(columns=NAMES)
     table.insert(0, "patch_id", np.arange(len(table), dtype=np.int64))
     types = {"label": np.int8, "x_l0_px": float, "y_l0_px": float, "um_per_px": float}
-    is_said = "downsample" in table and table["downsample"].notna().any()
-    columns = [*COLUMNS, *(["downsample"] if is_said else [])]
-    return table.astype(types)[columns]
+    return table.astype(types)[[*COLUMNS, *more]]
 
 
 def _of_slides(
-    main: Path, table: pd.DataFrame, source: Source, slides: tuple[str, ...]
+    main: Path, rows: pd.DataFrame, source: Source, slides: tuple[str, ...]
 ) -> pd.DataFrame:
     """The rows of the slides named, ``attrs["left_out"]``: n_slides, n_positive, n_negative of the
     others; raises LabelError for names of no slide.
     """
-    names, known = table["slide_id"].map(source.bare), table["slide_id"].unique()
+    names, known = rows["slide"].map(source.bare), rows["slide"].unique()
     unknown = [name for name in slides if source.bare(name) not in set(names)]
     problems = [f"{name}{nearest(name, known)}" for name in unknown]
     refuse(main, problems, "data.slides names slides that have no annotation here; correct them:")
     is_kept = names.isin([source.bare(name) for name in slides])
-    others, kept = table[~is_kept], table[is_kept].reset_index(drop=True)
+    others, kept = rows[~is_kept], rows[is_kept]
     n_positive = int(others["label"].sum())
     kept.attrs["left_out"] = {
-        "n_slides": others["slide_id"].nunique(),
+        "n_slides": others["slide"].nunique(),
         "n_positive": n_positive,
         "n_negative": len(others) - n_positive,
     }
@@ -126,72 +145,42 @@ def load_candidates(source: Source, file: Path, folder: Path) -> tuple[pd.DataFr
     ``scanner``, ``um_per_px`` (of images, and of slides that don't state theirs). Raises LabelError
     with the lines that can't be used.
     """
-    rows = csv.lines(file)
-    needed = ["file", "x", "y"] if source.has_slides else ["file"]
-    if missing := [name for name in needed if name not in rows]:
-        raise LabelError(f"{file}: without the columns {missing}; name them so")
+    needed = ("file", "x", "y") if source.has_slides else ("file",)
+    cells = csv.lines(file, needed)
     known = ["file", "x", "y", "slide", "domain", "scanner", "um_per_px"]
-    cells = rows.reindex(columns=known, fill_value="")
-    problems = [
-        f"line {line}: {name} is {text!r}, expected a number"
-        for name in ("x", "y", "um_per_px")
-        for line, text in cells[name].items()
-        if (text or name in needed) and not is_finite(text)
-    ]
-    problems += [f"line {line}: file is empty" for line in cells.index[cells["file"] == ""]]
-    first_of: dict[str, tuple[int, str, str]] = {}
-    for line, row in cells.iterrows() if source.has_slides else ():
-        here = line, row["file"], row["um_per_px"]
-        first = first_of.setdefault(row["slide"] or row["file"], here)
-        problems += [
-            f"line {line}: {name} is {one!r}, on line {first[0]} the same slide's is {other!r}"
-            for name, one, other in zip(("file", "um_per_px"), here[1:], first[1:], strict=True)
-            if one != other
-        ]
-    refuse(file, problems, "lines that can't be used; correct or remove them:")
-    slides = cells["slide"].where(cells["slide"] != "", cells["file"])
-    table = cells.assign(
-        slide_id=slides,
-        case_id=slides,
-        lab="",
-        species="",
-        official_split="",
-        label=np.int8(0),
-        x_l0_px=pd.to_numeric(cells["x"]),
-        y_l0_px=pd.to_numeric(cells["y"]),
-        um_per_px=pd.to_numeric(cells["um_per_px"]),
-        votes=[np.empty(0, dtype=np.int8)] * len(cells),
-        file=_files(file, folder, cells["file"], source.editions, True),
-        patch_id=np.arange(len(cells), dtype=np.int64),
-    )
-    return rows.reset_index(drop=True), table.reset_index(drop=True)[list(COLUMNS)]
+    rows = cells.reindex(columns=known, fill_value="")
+    rows["slide"] = rows["slide"].mask(rows["slide"] == "", rows["file"])
+    problems = [f"{line}: file is empty" for line in rows.index[rows["file"] == ""]]
+    if source.has_slides:
+        problems += differing(rows, "slide", ("file", "um_per_px"))
+    refuse(file, problems, csv.LINES)
+    rows = _whole(csv.numbers(file, rows, needed)).assign(label=0, case=rows["slide"])
+    rows["file"] = _files(source, file, folder, rows["file"], True)
+    return cells.reset_index(drop=True), _label_table(rows, [])
 
 
 def _files(
-    main: Path, folder: Path, names: pd.Series, suffixes: tuple[str, ...], check_files: bool
+    source: Source, main: Path, folder: Path, names: pd.Series, check_files: bool
 ) -> pd.Series:
-    """Where each row's slide, a file of that name, lies, relative to ``folder``; raises LabelError
-    for missing ones.
+    """Where each row's slide or image, a file of that name, lies, relative to ``folder``; raises
+    LabelError for missing ones.
     """
-    places, missing = {}, []
-    for name, n in names.value_counts(sort=False).items():
-        bases = (name, Path(name).stem) if Path(name).suffix.lower() in suffixes else (name,)
-        alike = [name, *(base + suffix for base in bases for suffix in suffixes)]
-        candidates = [f"{base}/{file}".lstrip("/") for file in alike for base in SLIDE_FOLDERS]
+    bases, places = SLIDE_FOLDERS if source.has_slides else ("",), {}
+    for name in names.unique():
+        stems = (name, Path(name).stem) if source.bare(name) != name else (name,)
+        alike = [name, *(stem + suffix for stem in stems for suffix in source.editions)]
+        candidates = [Path(base, one).as_posix() for one in alike for base in bases]
         places[name] = next((place for place in candidates if (folder / place).is_file()), name)
-        if not (folder / places[name]).is_file():
-            missing.append(f"{name}: {n} annotations")
     if check_files:
-        refuse(
-            main,
-            missing,
-            f"slides that are neither in {folder} nor in its images/ or WSI/; put them there:",
-        )
-        refuse(
-            main,
-            _parts_of_slides(folder, places),
-            "files that are no slides by themselves; name one file a DICOM series:",
-        )
+        missing = [name for name, place in places.items() if not (folder / place).is_file()]
+        looked_in = f"in none of {', '.join(str(folder / base) for base in bases)}"
+        refuse(main, missing, f"files that are {looked_in}; put them there:")
+        if source.has_slides:
+            refuse(
+                main,
+                _parts_of_slides(folder, places),
+                "files that are no slide of their own; name one file a slide or DICOM series:",
+            )
     return names.map(places)
 
 

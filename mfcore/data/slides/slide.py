@@ -24,7 +24,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-from mfcore.data.labels.schema import off_slide
+from mfcore.data.labels.schema import MAX_OFF_SLIDE_PX, off_slide_px
 from mfcore.data.slides import tiff
 from mfcore.data.slides.openslide import OpenSlideReader
 from mfcore.data.slides.reader import Reader, SlideError, Window, overlap
@@ -259,9 +259,10 @@ def read_patches(
                 f"{file}: has {slide.um_per_px:g} um/px and would be enlarged to {um_per_px:g}; ask"
                 " for a coarser resolution, or None for its own"
             )
-        off = [off_slide(x, y, *slide.size_px) for x, y in centres]
-        if problem := next(filter(None, off), None):
-            raise SlideError(f"{file}: a point isn't on the slide: {problem}")
+        off_px = [off_slide_px(x, y, *slide.size_px) for x, y in centres]
+        if max(off_px, default=0) > MAX_OFF_SLIDE_PX:
+            x, y = centres[int(np.argmax(off_px))]
+            raise SlideError(f"{file}: a point isn't on the slide: ({x:g}, {y:g})")
         for i in slide.plan(centres, size_px, um_per_px):
             read[i] = slide.read(*centres[i], size_px, um_per_px)
     return read

@@ -62,7 +62,7 @@ def test_votes_are_divided_by_slash_or_semicolon_and_classes_may_have_spaces(tmp
 
 
 def test_without_domains_all_are_of_one_and_a_slide_may_have_a_name(tmp_path):
-    table = load(tmp_path, "filename,slide,x,y,label\na.svs,S1,1,2,1\nb.svs,,3,4,0\n")
+    table = load(tmp_path, "file,slide,x,y,label\na.svs,S1,1,2,1\nb.svs,,3,4,0\n")
     assert table["domain"].tolist() == ["one domain"] * 2
     assert table["slide_id"].tolist() == ["S1", "b.svs"] and table["case_id"].tolist() == ["a", "b"]
     assert table["file"].tolist() == ["a.svs", "b.svs"]
@@ -75,37 +75,37 @@ def test_without_domains_all_are_of_one_and_a_slide_may_have_a_name(tmp_path):
         ("10,20,1", "1_0,20,1", "line 2: x is '1_0', expected a number"),
         ("10,20,1", "inf,20,1", "line 2: x is 'inf', expected a number"),
         ("10,20,1", "10,,1", "line 2: y is '', expected a number"),
-        ("10,20,1", "10,20,2", r"line 2: label is '2', expected 0 or 1 .*label_values"),
-        ("10.5,-3", "10,20", "line 3: this place on this slide stands there twice"),
-        ("10.5,-3", "10.6,20.7", r"line 3: lies 0\.92 px from line 2 on this slide; keep one of them"),
-        ("10.5,-3", "10.5,-26", "line 3: lies more than 25 px off the slide"),
+        ("10,20,1", "10,20,2", r"neither '0' nor '1'; .*label_values.*'2' \(1, first: line 2\)"),
+        ("10.5,-3", "10,20", "line 3: lies less than 1 px from line 2 on the same slide"),
+        ("10.5,-3", "10.6,20.7", "line 3: lies less than 1 px from line 2 on the same slide; keep one of them"),
+        ("10.5,-3", "10.5,-26", r"line 3: its centre \(10\.5, -26\) lies more than 25 px off the slide"),
         ("b.svs", "", "line 4: file is '', expected a file's name"),
         ("b.svs", "sub/b.svs", "line 4: file is 'sub/b.svs', expected a file's name without a folder"),
         ("b.svs", r"sub\\b.svs", r"line 4: file is .*, expected a file's name without a folder"),
         ("skin", "", "line 4: domain is empty"),
-        ("skin", "all", "line 4: domain is 'all', which is what the whole data set is called here; name the domain otherwise"),
-        ("skin", "sum", "line 4: domain is 'sum', which is what the last row of a table is called here"),
-        ("skin", "domains of one or two cases", "line 4: domain is 'domains of one or two cases', which is what the domains"),
-        ("lung,,train", "lung,,test", "line 3: split is 'test', on line 2 the same slide's is 'train'"),
-        ("lung,,train", "skin,,train", "line 3: domain is 'skin', on line 2 the same slide's is 'lung'"),
+        ("skin", "all", "line 4: domain is 'all', a name that tables of results need; name the domain otherwise"),
+        ("skin", "sum", "line 4: domain is 'sum', a name that tables of results need"),
+        ("skin", "domains of one or two cases", "line 4: domain is 'domains of one or two cases', a name"),
+        ("lung,,train", "lung,,test", "line 3: split is 'test', line 2 says 'train' of the same slide"),
+        ("lung,,train", "skin,,train", "line 3: domain is 'skin', line 2 says 'lung' of the same slide"),
         ("10,20,1", "10,5,20,1", "not a CSV file .* in line 2, saw 8.* where a comma is the decimal point"),
         ("a.svs,10,20", "\n\na.svs,ten,20", "line 4: x is 'ten'"),
         ("a.svs", '"a.svs', "not a CSV file "),
-        ("domain", "x", r"more than one column of the name \['x'\]"),
-        ("b.svs", "c.svs", r"c\.svs: 1 annotations"),
-        ("1/1/0", "1/2", "line 2: votes are '1/2'"),
+        ("domain", "x", r"unknown or repeated columns \['x'\]"),
+        ("b.svs", "c.svs", r"put them there:\s+c\.svs"),
+        ("1/1/0", "1/2", r", votes: .*'2' \(1, first: line 2\)"),
         ("test", "holdout", "line 4: split is 'holdout', expected train, val, test or nothing"),
-        ("label", "class", r"without the columns \['label'\] and with .*\['class'\].*; needed are"),
-        ("votes", "raters", r"with columns that mean nothing here: \['raters'\]"),
+        ("label", "class", r"missing columns \['label'\], unknown .*\['class'\]; needed are"),
+        ("votes", "raters", r"unknown or repeated columns \['raters'\]"),
         (GOOD[GOOD.index("a.svs") :], "", "no line below the header"),
         (GOOD, "", "not a CSV file"),
-        (",0,", ",1,", "every annotation is of one class"),
+        (",0,", ",1,", "no annotation, or all are of one class"),
     ],
 )
 def test_a_wrong_line_is_refused_by_line(tmp_path, old, new, message):
     assert old in GOOD
     text = GOOD.replace(old, new) if "class" in message else GOOD.replace(old, new, 1)
-    with pytest.raises(LabelError, match=rf"(?s)annotations\.csv: .*{message}"):
+    with pytest.raises(LabelError, match=rf"(?s)annotations\.csv.*{message}"):
         load(tmp_path, text)
 
 
@@ -120,7 +120,7 @@ def test_a_comma_that_may_divide_thousands_is_refused(tmp_path):
 
 
 def test_a_slide_is_one_file(tmp_path):
-    with pytest.raises(LabelError, match=r"line 3: slide 'S' is in 'b\.svs', on another line in 'a\.svs'"):
+    with pytest.raises(LabelError, match=r"line 3: file is 'b\.svs', line 2 says 'a\.svs' of the same slide"):
         load(tmp_path, "file,slide,x,y,label\na.svs,S,1,2,1\nb.svs,S,3,4,0\n")
 
 
@@ -133,7 +133,7 @@ def test_files_of_one_dicom_slide_are_one_slide(tmp_path):
     (tmp_path / "annotations.csv").write_text("file,x,y,label\n0.dcm,1,2,1\n1.dcm,3,4,0\n2.dcm,3,4,0\nother.dcm,3,4,0\n")
     with pytest.raises(LabelError) as refused:
         labels.load(SOURCES["csv"], tmp_path)
-    assert "annotations.csv: files that are no slides by themselves; name one file a DICOM series:" in str(refused.value)
+    assert "annotations.csv: files that are no slide of their own; name one file a slide or DICOM series:" in str(refused.value)
     assert "1.dcm: the slide of 0.dcm, series 1.2.3.4" in str(refused.value)
     assert "2.dcm: the label of a slide" in str(refused.value) and "other.dcm" not in str(refused.value)
     (tmp_path / "annotations.csv").write_text("file,x,y,label\n1.dcm,1,2,1\nother.dcm,3,4,0\n")

@@ -41,17 +41,17 @@ def test_a_source_is_whole(source):
 def test_a_new_source_is_one_entry(tmp_path, monkeypatch):
     """Its labels are found, read and located, and its patches known to be images, by the entry alone."""
 
-    def read(files, values, check):
+    def read(files, values):
         names = [line for file in files for line in file.read_text().split()]
-        return pd.DataFrame(
-            {"slide_id": names, "case_id": names, "domain": "d", "label": [0, 1], "x_l0_px": 1, "y_l0_px": 2, "file": names}
-        )
+        return pd.DataFrame({"label": [0, 1], "x": 1.0, "y": 2.0, "file": names}, index=names)
 
     new = Source("new", "New", ("new*.txt",), read, beside=(("more.txt",),), has_slides=False, note=lambda t: f"{len(t)} rows")
     monkeypatch.setitem(SOURCES, "new", new)
     study = Settings("mine", "t", Data("new"))
     (tmp_path / "new_1.txt").write_text("a")
     (tmp_path / "more.txt").write_text("b")
+    for name in "ab":
+        (tmp_path / name).touch()
     table = study_data.load_labels(study, tmp_path)
     assert [file.name for file in labels.files_of(study.source, tmp_path)] == ["new_1.txt", "more.txt"]
     assert table["slide_id"].tolist() == ["a", "b"]
