@@ -3,36 +3,40 @@ given its name.
 
 Which files a source needs and where they lie stands in ``data/downloads.csv``. ``downloaded.json``
 in the data folder records each file that came: address, length, checksum, date, and whether the
-checksum was a published one.
+checksum was a published one. Hosts publish lengths and checksums: Zenodo has one list for a record.
+Of a figshare collection there is a list of articles, and for each article a list of its files;
+MIDOG++ has an article for every slide, so lists are kept in the folder.
 """
 
 import fnmatch
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
+import requests
 from tqdm.auto import tqdm
 
 from mfcore import store
-from mfcore.data.downloads_listing import published
 from mfcore.data.downloads_transfer import (
+    TRY_AGAIN,
     DownloadError,
     Published,
     checksum_of,
     n_bytes_of,
     part_of,
+    session,
     transfer,
 )
 from mfcore.data.labels.source import Source
 from mfcore.data.labels.table import SLIDE_FOLDERS
 from mfcore.store.files import below
 
-__all__ = ["COLUMNS", "HOSTS", "DownloadError", "fetch", "summary"]
+__all__ = ["HOSTS", "DownloadError", "fetch", "summary"]
 
 HOSTS = {
     "zenodo": "https://zenodo.org",
@@ -42,66 +46,50 @@ HOSTS = {
     "github": "https://github.com",
     "codeload": "https://codeload.github.com",
 }
-RECORD = "downloaded.json"
+RECORD, LISTS = "downloaded.json", ".listed.json"
 FILES = Path(__file__).resolve().parents[2] / "data" / "downloads.csv"
-COLUMNS = ("file", "kind", "state", "bytes", "checksum", "reason", "remedy")
 ONLY_SEEN = "no checksum published, the one seen is recorded"
 
 
-class Wanted(NamedTuple):
-    """A file that a source needs: where it goes, what it is, and where it comes from, as the list
-    FILES says.
+class File(NamedTuple):
+    """What became of a file of a source: a row of the table that `fetch` returns.
+
+    state: "there" (before), "fetched" (now) or "missing", with reason and remedy.
     """
 
     file: str
     kind: str
-    host: str = ""
-    record: str = ""
-    id: str = ""
-
-    def row(
-        self, state: str, reason: str, n_bytes: int = 0, checksum: str = "", remedy: str = ""
-    ) -> dict:
-        """The row of the file in the table that `fetch` returns."""
-        return dict(
-            zip(
-                COLUMNS,
-                (self.file, self.kind, state, n_bytes, checksum, reason, remedy),
-                strict=True,
-            )
-        )
+    state: str
+    reason: str
+    bytes: int = 0
+    checksum: str = ""
+    remedy: str = ""
 
 
-def _urls(want: Wanted, hosts: Mapping[str, str]) -> list[str]:
-    """The addresses of a file, the first to be tried first."""
-    if want.host == "zenodo":  # the address in Zenodo's own list knows no ranges
-        return [f"{hosts['zenodo']}/records/{want.record}/files/{quote(want.id)}?download=1"]
-    if want.host == "figshare":
+def _urls(wanted: Any) -> list[str]:
+    """The addresses of a row of FILES, the first to be tried first."""
+    if wanted.host == "zenodo":  # the address in Zenodo's own list knows no ranges
+        return [f"{HOSTS['zenodo']}/records/{wanted.record}/files/{quote(wanted.id)}?download=1"]
+    if wanted.host == "figshare":
         return [
-            f"{hosts['figshare']}/files/{want.id}",
-            f"{hosts['figshare_api']}/v2/file/download/{want.id}",
+            f"{HOSTS['figshare']}/files/{wanted.id}",
+            f"{HOSTS['figshare_api']}/v2/file/download/{wanted.id}",
         ]
-    repository, _, commit = want.record.rpartition("/")
-    return [f"{hosts['github']}/{repository}/raw/{commit}/{quote(want.id)}"]
+    repository, _, commit = wanted.record.rpartition("/")
+    return [f"{HOSTS['github']}/{repository}/raw/{commit}/{quote(wanted.id)}"]
 
 
 def fetch(
-    source: Source,
-    folder: str | Path,
-    hosts: Mapping[str, str] = HOSTS,
-    verify: bool = False,
-    *,
-    slides: Sequence[str] = (),
+    source: Source, folder: str | Path, verify: bool = False, *, slides: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Fetch what ``folder`` lacks of a source's data; a row a file, columns COLUMNS, for `summary`.
+    """Fetch what ``folder`` lacks of a source's data; a row a file (`File`), for `summary`.
 
-    state: "there" (before), "fetched" (now) or "missing", with reason and remedy; one file's
-    failure doesn't stop the others. A file that is there is compared with the recorded or published
-    length, with ``verify`` with the checksum too; those of an archive with neither. One that
-    differs counts as missing and is never overwritten. ``slides``: names of the slides to fetch,
-    empty for all; an archive comes whole. Raises DownloadError where nothing can be begun: a source
-    with nothing to fetch, slides that it doesn't have, too little disk space, another fetch at work
-    on the folder.
+    One file's failure doesn't stop the others. A file that is there is compared with the recorded
+    or published length, with ``verify`` with the checksum too; those of an archive with neither.
+    One that differs counts as missing and is never overwritten. ``slides``: names of the slides to
+    fetch, empty for all; an archive comes whole. Raises DownloadError where nothing can be begun: a
+    source with nothing to fetch, slides that it doesn't have, too little disk space, another fetch
+    at work on the folder.
     """
     folder = Path(folder)
     if source.is_synthetic:
@@ -117,9 +105,9 @@ def fetch(
     try:
         with store.alone(folder, "fetch"):
             if source.archive:
-                rows = _fetch_archive(source, folder, hosts)
+                rows = [_fetch_archive(source, folder)]
             else:
-                rows = _fetch(source, folder, hosts, verify, slides)
+                rows = _fetch(source, folder, verify, slides)
     except store.StoreError as error:
         raise DownloadError(str(error)) from None
     except OSError as error:
@@ -127,7 +115,7 @@ def fetch(
             f"{error}; make room in {folder}, make it writable, or name another folder with "
             "DATA=folder; then run this again to go on"
         ) from None
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows)
     table.attrs["title"] = f"{source.title} ({source.name}) in {folder}"
     if slides and not source.archive:
         n = int((_files_of(source)["kind"] == "slide").sum())
@@ -151,137 +139,159 @@ def _files_of(source: Source, slides: Sequence[str] = ()) -> pd.DataFrame:
     return files[names.isna() | names.isin(wanted)] if slides else files
 
 
-def _fetch(
-    source: Source,
-    folder: Path,
-    hosts: Mapping[str, str],
-    verify: bool,
-    slides: Sequence[str],
-) -> list[dict]:
+def _fetch(source: Source, folder: Path, verify: bool, slides: Sequence[str]) -> list[File]:
     files = _files_of(source, slides)
-    wanted = [Wanted(*row) for row in files[list(Wanted._fields)].itertuples(index=False)]
-    record = _record_in(folder)
-    paths = {want.file: _place(want, source, folder) for want in wanted}
-    recorded = {
+    record = _read(folder / RECORD)
+    places = {wanted.file: _place(wanted, source, folder) for wanted in files.itertuples()}
+    expected = _published(files, folder, {file for file in record if places.get(file)})
+    expected |= {
         file: Published(facts["bytes"], facts["checksum"])
         for file, facts in record.items()
-        if paths.get(file)
+        if places.get(file)
     }
-    expected = recorded | published(files[~files["file"].isin(recorded)], folder, hosts)
-    missing = [want for want in wanted if not paths[want.file]]
-    _check_space(missing, expected, folder)
-    fetched = _fetch_all(missing, expected, folder, hosts, record)
-    return [
-        (
-            _judge(want, paths[want.file], expected[want.file], verify)
-            if paths[want.file]
-            else fetched[want.file]
+    missing = [wanted for wanted in files.itertuples() if not places[wanted.file]]
+    total = sum(expected[wanted.file].n_bytes or 0 for wanted in missing)
+    n_there = sum(n_bytes_of(part_of(folder / wanted.file)) for wanted in missing)
+    free = shutil.disk_usage(folder).free
+    if total - n_there > free:
+        raise DownloadError(
+            f"{folder}: {(total - n_there) / 1e9:.2f} GB are still to be fetched, {free / 1e9:.2f}"
+            " GB are free there; free more, or name a folder on another disk with DATA=folder"
         )
-        for want in wanted
-    ]
+    rows = []
+    bar = tqdm(total=total or None, initial=n_there, unit="B", unit_scale=True, disable=not missing)
+    with bar:
+        for wanted in files.itertuples():
+            if place := places[wanted.file]:
+                rows.append(_judge(wanted, place, expected[wanted.file], verify))
+            else:
+                bar.set_description(wanted.file)
+                rows.append(_fetch_one(wanted, expected[wanted.file], folder, record, bar))
+    return rows
 
 
-def _record_in(folder: Path) -> dict:
-    return store.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+def _read(file: Path) -> dict:
+    return store.read_json(file) if file.is_file() else {}
 
 
-def _judge(want: Wanted, path: Path, expected: Published, verify: bool) -> dict:
+def _published(files: pd.DataFrame, folder: Path, known: set[str]) -> dict[str, Published]:
+    """What is published of the rows of FILES that aren't ``known``, by file.
+
+    A host without a list that can be read is named and stops nothing: its files are fetched, and
+    their checksums are recorded.
+    """
+    facts = {
+        row.file: Published(int(row.bytes), f"sha256:{row.sha256}") if row.sha256 else Published()
+        for row in files.itertuples()
+    }
+    lists, unknown = _read(folder / LISTS), files[~files["file"].isin(known)]
+    for (host, record), rows in unknown[unknown["sha256"] == ""].groupby(["host", "record"]):
+        try:
+            if record not in lists:
+                lists[record] = (_of_zenodo if host == "zenodo" else _of_figshare)(record)
+                store.write_json(folder / LISTS, lists)
+        except (requests.RequestException, LookupError, TypeError, ValueError) as error:
+            tqdm.write(
+                f"{host} {record}: no lengths and checksums ({error}); what comes is recorded"
+            )
+            continue
+        for row in rows.itertuples():
+            facts[row.file] = Published(*lists[record].get(row.id, ()))
+    return facts
+
+
+def _get(client: requests.Session, url: str) -> Any:
+    response = client.get(url, timeout=60)
+    response.raise_for_status()
+    return response.json()
+
+
+def _of_zenodo(record: str) -> dict[str, tuple[int, str]]:
+    """Length and checksum of a record's files, by name."""
+    files = _get(session(), f"{HOSTS['zenodo']}/api/records/{record}")["files"]
+    return {file["key"]: (file["size"], file["checksum"]) for file in files}
+
+
+def _of_figshare(collection: str) -> dict[str, tuple[int, str]]:
+    """Length and checksum of the files of a collection's articles, by id."""
+    client, api = session((*TRY_AGAIN, 403)), f"{HOSTS['figshare_api']}/v2"  # 403: asked too often
+    # Beyond one page figshare repeats some articles and leaves others out.
+    articles = _get(client, f"{api}/collections/{collection}/articles?page_size=1000")
+    facts = {}
+    for article in tqdm({entry["id"] for entry in articles}, desc="checksums", leave=False):
+        for file in _get(client, f"{api}/articles/{article}/files?page_size=1000"):
+            md5 = file.get("supplied_md5") or file.get("computed_md5")
+            facts[str(file["id"])] = (file["size"], md5 and f"md5:{md5}")
+    return facts
+
+
+def _judge(wanted: Any, path: Path, expected: Published, verify: bool) -> File:
     """The row of a file that is there, under its own name or that of another edition."""
-    n_bytes = path.stat().st_size
-    if path.name != Path(want.file).name:
-        return want.row("there", f"another edition: {path.name}", n_bytes)
+    n_bytes, seen = path.stat().st_size, expected.checksum
+    missing = ""
+    how = "length as expected" if expected.n_bytes else "nothing published to check it by"
+    if path.name != Path(wanted.file).name:
+        how, seen = f"another edition: {path.name}", ""
+    elif expected.n_bytes not in (None, n_bytes):
+        missing = f"it has {n_bytes:,} bytes, expected are {expected.n_bytes:,}"
+    elif verify and expected.checksum:
+        how, seen = "length and checksum as expected", checksum_of(path, expected.checksum)
+        if seen != expected.checksum:
+            missing = f"its checksum is {seen}, expected is {expected.checksum}"
+    if not missing:
+        return File(wanted.file, wanted.kind, "there", how, n_bytes, seen)
     remedy = f"{path} is left as it is: remove it, then run this again"
-    if expected.n_bytes not in (None, n_bytes):
-        reason = f"it has {n_bytes:,} bytes, expected are {expected.n_bytes:,}"
-        return want.row("missing", reason, n_bytes, remedy=remedy)
-    if not (verify and expected.checksum):
-        how = "length as expected" if expected.n_bytes else "nothing published to check it by"
-        return want.row("there", how, n_bytes, expected.checksum)
-    if (seen := checksum_of(path, expected.checksum)) != expected.checksum:
-        reason = f"its checksum is {seen}, expected is {expected.checksum}"
-        return want.row("missing", reason, n_bytes, remedy=remedy)
-    return want.row("there", "length and checksum as expected", n_bytes, seen)
+    return File(wanted.file, wanted.kind, "missing", missing, n_bytes, remedy=remedy)
 
 
-def _place(want: Wanted, source: Source, folder: Path) -> Path | None:
+def _place(wanted: Any, source: Source, folder: Path) -> Path | None:
     """Where the loader would find the file, under any of its names; None where it is missing."""
-    path = folder / want.file
+    path = folder / wanted.file
     places = [path]
-    if want.kind == "slide":
+    if wanted.kind == "slide":
         suffixes = (path.suffix, *source.editions)
         places += [folder / base / (path.stem + end) for end in suffixes for base in SLIDE_FOLDERS]
     for patterns in (*source.beside, source.main_files):
         alike = [pattern for pattern in patterns if pattern.endswith(path.suffix)]
-        if any(fnmatch.fnmatch(want.file, pattern) for pattern in alike):
+        if any(fnmatch.fnmatch(wanted.file, pattern) for pattern in alike):
             places += [file for pattern in alike for file in sorted(folder.glob(pattern))]
     return next((place for place in places if place.is_file()), None)
 
 
-def _check_space(
-    missing: Sequence[Wanted], expected: Mapping[str, Published], folder: Path
-) -> None:
-    """Refuse to begin what can't be finished, as far as lengths are known."""
-    needed = sum(
-        (expected[want.file].n_bytes or 0) - n_bytes_of(part_of(folder / want.file))
-        for want in missing
-    )
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DownloadError(
-            f"{folder}: {needed / 1e9:.2f} GB are still to be fetched, {free / 1e9:.2f} GB are free"
-            " there; free more, or name a folder on another disk with DATA=folder"
+def _fetch_one(wanted: Any, expected: Published, folder: Path, record: dict, bar: tqdm) -> File:
+    """Fetch a row of FILES, and write what came into the record."""
+    part = part_of(folder / wanted.file)
+    try:
+        facts = transfer(_urls(wanted), part, expected, bar)
+    except DownloadError as error:
+        remedy = (
+            f"run this again to go on; or fetch it with a browser from {_urls(wanted)[0]} and lay"
+            f" it there as {wanted.file}"
         )
+        return File(wanted.file, wanted.kind, "missing", str(error), remedy=remedy)
+    record[wanted.file] = facts
+    store.write_json(folder / RECORD, record)
+    part.replace(folder / wanted.file)
+    how = "checksum as published" if facts["checksum_is"] == "published" else ONLY_SEEN
+    return File(wanted.file, wanted.kind, "fetched", how, facts["bytes"], facts["checksum"])
 
 
-def _fetch_all(
-    missing: Sequence[Wanted],
-    expected: Mapping[str, Published],
-    folder: Path,
-    hosts: Mapping[str, str],
-    record: dict,
-) -> dict[str, dict]:
-    """Fetch one file after the other, under one bar over all their bytes; rows by file."""
-    rows = {}
-    total = sum(expected[want.file].n_bytes or 0 for want in missing)
-    with tqdm(total=total or None, unit="B", unit_scale=True, disable=not missing) as bar:
-        for n, want in enumerate(missing, start=1):
-            bar.set_description(f"file {n} of {len(missing)}: {want.file}")
-            part = part_of(folder / want.file)
-            bar.update(n_bytes_of(part))
-            try:
-                facts = transfer(_urls(want, hosts), part, expected[want.file], bar)
-                record[want.file] = facts
-                store.write_json(folder / RECORD, record)
-                part.replace(folder / want.file)
-            except DownloadError as error:
-                page = _urls(want, HOSTS)[0]
-                remedy = (
-                    f"run this again to go on; or fetch it with a browser from {page} and lay it"
-                    f" there as {want.file}"
-                )
-                rows[want.file] = want.row("missing", str(error), remedy=remedy)
-            else:
-                how = "checksum as published" if facts["checksum_is"] == "published" else ONLY_SEEN
-                rows[want.file] = want.row("fetched", how, facts["bytes"], facts["checksum"])
-    return rows
-
-
-def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str]) -> list[dict]:
+def _fetch_archive(source: Source, folder: Path) -> File:
     """Fetch the one archive of a source unless its label file is there, and lay its files in place.
 
     The host doesn't promise the same archive for ever: zip's own checksums are what is checked.
     """
     archive, label_file = source.archive, source.main_files[0]
-    want = Wanted(label_file, "archive")
     if (folder / label_file).is_file():
         reason = "its label file is there; to fetch all again, remove it"
-        return [want.row("there", reason, sum(file.stat().st_size for file in below(folder)))]
+        n_bytes = sum(file.stat().st_size for file in below(folder))
+        return File(label_file, "archive", "there", reason, n_bytes)
     if below(folder) and not (folder / RECORD).is_file():
         raise DownloadError(
             f"{folder} is there but holds no {label_file}; empty it, or name another folder for"
             f" {source.title}"
         )
-    url = f"{hosts['codeload']}/{archive.repository}/zip/{archive.commit}"
+    url = f"{HOSTS['codeload']}/{archive.repository}/zip/{archive.commit}"
     part, aside = part_of(folder / "archive.zip"), folder / ".unpacked"
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -302,7 +312,7 @@ def _fetch_archive(source: Source, folder: Path, hosts: Mapping[str, str]) -> li
         (aside / name).replace(folder / name)
     shutil.rmtree(aside)
     part.unlink()
-    return [want.row("fetched", ONLY_SEEN, facts["bytes"], facts["checksum"])]
+    return File(label_file, "archive", "fetched", ONLY_SEEN, facts["bytes"], facts["checksum"])
 
 
 def _unpack(archive: Path, kept: str, folder: Path) -> list[str]:
@@ -319,18 +329,16 @@ def _unpack(archive: Path, kept: str, folder: Path) -> list[str]:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """What `fetch` did, as text: counts by kind, how files were checked, what is missing."""
-    counts = pd.crosstab(table["kind"], table["state"], margins=True, margins_name="total")
+    """What `fetch` did, as text: how many files there are and how they were checked, and what is
+    missing.
+    """
     is_missing = table["state"] == "missing"
-    checked = table[~is_missing].groupby(["state", "reason"], sort=False).size()
-    lines = [table.attrs["title"], "", counts.rename_axis(index=None, columns=None).to_string(), ""]
-    lines += [f"{state}: {n} {reason}" for (state, reason), n in checked.items()]
+    counts = table[~is_missing].groupby(["state", "kind", "reason"], sort=False).size()
+    lines = [table.attrs["title"], ""]
+    lines += [f"{state}: {n} {kind}s, {reason}" for (state, kind, reason), n in counts.items()]
     for row in table[is_missing].itertuples():
         lines += [f"missing: {row.file}: {row.reason}", f"    {row.remedy}"]
-    n_missing = int(is_missing.sum())
-    end = (
-        f"{n_missing} of {len(table)} files are missing"
-        if n_missing
-        else f"everything is there, {table['bytes'].sum() / 1e9:.3f} GB in {len(table)} files"
-    )
+    end = f"everything is there, {table['bytes'].sum() / 1e9:.3f} GB in {len(table)} files"
+    if is_missing.any():
+        end = f"{is_missing.sum()} of {len(table)} files are missing"
     return "\n".join([*lines, "", end])

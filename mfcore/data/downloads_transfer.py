@@ -14,9 +14,10 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3 import Retry
+from urllib3.exceptions import HTTPError
 
 CHUNK_BYTES = 1 << 20
 N_TRIES = 7  # in a row that bring nothing new
@@ -27,10 +28,6 @@ TRY_AGAIN = (429, 500, 502, 503, 504)
 
 class DownloadError(RuntimeError):
     """Data can't be fetched; the message says why and what to do instead."""
-
-
-class _BrokenError(Exception):
-    """An answer that is not all of the file; another try may bring the rest."""
 
 
 class Published(NamedTuple):
@@ -64,7 +61,7 @@ def session(try_again: Collection[int] = TRY_AGAIN) -> requests.Session:
     """A client that asks again where the host is busy (``try_again``: statuses), obeying
     Retry-After.
     """
-    retry = urllib3.Retry(
+    retry = Retry(
         N_TRIES - 1,
         status_forcelist=try_again,
         backoff_factor=FIRST_WAIT_S,
@@ -107,19 +104,19 @@ def _bring(urls: Sequence[str], part: Path, published: Published, bar: tqdm) -> 
     client, reasons = session(), []
     for url in urls:
         most, n_vain = n_bytes_of(part), 0
-        try:
-            while n_vain < N_TRIES:
-                try:
-                    if n_bytes_of(part) != published.n_bytes:
-                        _attempt(client, url, part, published, bar)
-                    return url
-                except (_BrokenError, urllib3.exceptions.HTTPError) as error:
-                    reason = error
-                    n_vain = 0 if n_bytes_of(part) > most else n_vain + 1
-                    most = max(most, n_bytes_of(part))
-                    time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**n_vain))
-        except (DownloadError, requests.RequestException) as error:
-            reason = error
+        while n_vain < N_TRIES:
+            try:
+                if n_bytes_of(part) != published.n_bytes:
+                    _attempt(client, url, part, published, bar)
+                return url
+            except (DownloadError, requests.RequestException) as error:
+                reason = error
+                break
+            except HTTPError as error:  # broken off: another try may bring the rest
+                reason = error
+            n_vain = 0 if n_bytes_of(part) > most else n_vain + 1
+            most = max(most, n_bytes_of(part))
+            time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**n_vain))
         reasons.append(f"{reason} ({urlsplit(url).netloc})")
     raise DownloadError("; ".join(reasons))
 
@@ -138,7 +135,7 @@ def _attempt(
         goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
         if response.status_code != 200 and not goes_on:
             _drop(part, bar)
-            raise _BrokenError("the host doesn't go on where the transfer broke off")
+            raise HTTPError("the host doesn't go on where the transfer broke off")
         length = response.headers.get("Content-Length")
         total = int(length) + offset * goes_on if length else published.n_bytes
         if published.n_bytes not in (None, total):
@@ -153,7 +150,7 @@ def _attempt(
                 out.write(chunk)
                 bar.update(len(chunk))
     if total not in (None, n_bytes_of(part)):
-        raise _BrokenError(f"{n_bytes_of(part):,} of {total:,} bytes came")
+        raise HTTPError(f"{n_bytes_of(part):,} of {total:,} bytes came")
 
 
 def _drop(part: Path, bar: tqdm) -> None:

@@ -2,7 +2,6 @@
 of splits.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +28,7 @@ def data_folder(study: Settings, file: Path, data: str | Path | None) -> Path:
     return Path(data).expanduser() if data else file.resolve().parent.parent / "data" / study.name
 
 
-def prepare(
-    study: Settings,
-    folder: str | Path,
-    n_workers: int = 1,
-    hosts: Mapping[str, str] = downloads.HOSTS,
-) -> Path:
+def prepare(study: Settings, folder: str | Path, n_workers: int = 1) -> Path:
     """The study's data folder: made (synthetic), downloaded (one archive), or as it is.
 
     Raises LabelError or DownloadError, with what is expected, where the data are missing.
@@ -46,7 +40,7 @@ def prepare(
         size = {"n_slides": data.n_slides, "n_annotations": data.n_annotations}
         synthetic.make_dataset(folder, seed=data.seed, **size, n_workers=n_workers)
     elif source.archive and not (folder / source.main_files[0]).is_file():
-        downloads.fetch(source, folder, hosts)
+        downloads.fetch(source, folder)
     if not folder.is_dir():
         raise labels.LabelError(
             f"{folder}: no such folder; it must hold a label file ({', '.join(source.main_files)}) "

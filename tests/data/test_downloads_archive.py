@@ -43,15 +43,12 @@ def server(monkeypatch):
         monkeypatch.setattr(downloads_transfer, name, value)
     with serving() as here:
         here.files[ADDRESS] = archive()
+        monkeypatch.setitem(downloads.HOSTS, "codeload", here.url)
         yield here
 
 
-def hosts(server):
-    return {**downloads.HOSTS, "codeload": server.url}
-
-
 def fetch(server, folder, verify=False):
-    return downloads.fetch(STUDY.source, folder, hosts(server), verify)
+    return downloads.fetch(STUDY.source, folder, verify)
 
 
 def names(folder):
@@ -77,12 +74,12 @@ def test_what_is_there_is_not_fetched_again_and_what_is_missing_is(server, tmp_p
     """As where a call was killed while it moved the files: the label file comes last."""
     folder = tmp_path / "amibr"
     for _ in range(2):
-        assert study_data.prepare(STUDY, folder, hosts=hosts(server)) == folder
+        assert study_data.prepare(STUDY, folder) == folder
     assert len(server.asked) == 1
     assert list(fetch(server, folder)["state"]) == ["there"]
     for name in ("AMI-BR.csv", "patches/normal/MIDOG21_22.png"):
         (folder / name).unlink()
-    study_data.prepare(STUDY, folder, hosts=hosts(server))
+    study_data.prepare(STUDY, folder)
     assert (folder / "patches/normal/MIDOG21_22.png").is_file()
     assert len(server.asked) == 2
 
@@ -166,8 +163,8 @@ def test_nothing_is_written_outside_the_folder(server, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"deep"}
 
 
-def test_a_host_that_can_not_be_reached_says_what_to_do(server, tmp_path):
-    server.url = "http://127.0.0.1:1"
+def test_a_host_that_can_not_be_reached_says_what_to_do(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(downloads.HOSTS, "codeload", "http://127.0.0.1:1")
     with pytest.raises(DownloadError, match=r"Connection refused.*; run it again, or fetch it by hand"):
         fetch(server, tmp_path / "amibr")
 

@@ -112,7 +112,7 @@ def test_all_wrong_names_are_refused_at_once(mini):
 
 def test_wrong_names_are_refused_before_anything_is_fetched(tmp_path):
     with pytest.raises(downloads.DownloadError, match=r"has no slides \['13', '900'\]; correct data\.slides in the study"):
-        downloads.fetch(SOURCES["midogpp"], tmp_path, {}, slides=("134.tiff", "900.tiff", "13.png"))
+        downloads.fetch(SOURCES["midogpp"], tmp_path, slides=("134.tiff", "900.tiff", "13.png"))
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def host(mini, real_labels, tmp_path, monkeypatch):
     sizes = real_labels[0].set_index("file_name")[["width", "height"]]
     with serving() as here:
         for row in listed[listed["kind"] == "label file"].itertuples():
-            (address,) = downloads._urls(row, {"github": ""})
-            here.files[address] = (REAL / "labels" / row.file).read_bytes()
+            (address,) = downloads._urls(row)
+            here.files[address.removeprefix(downloads.HOSTS["github"])] = (REAL / "labels" / row.file).read_bytes()
         slides = listed[listed["kind"] == "slide"].assign(name=lambda rows: rows["file"].map(lambda file: Path(file).name))
         here.put_json(f"/v2/collections/{slides['record'].iloc[0]}/articles", [{"id": 1}])
         facts = []
@@ -166,15 +166,15 @@ def host(mini, real_labels, tmp_path, monkeypatch):
             content = here.files[f"/files/{row.id}"] = (tmp_path / row.name).read_bytes()
             facts.append({"id": int(row.id), "size": len(content), "supplied_md5": hashlib.md5(content).hexdigest()})
         here.put_json("/v2/articles/1/files", facts)
-        here.hosts = dict.fromkeys(downloads.HOSTS, here.url)
+        for name in downloads.HOSTS:
+            monkeypatch.setitem(downloads.HOSTS, name, here.url)
         yield here
 
 
 @needs_real
-def test_the_study_runs_on_what_is_fetched_and_nothing_else_is_fetched(mini, host, tmp_path, monkeypatch, capsys):
+def test_the_study_runs_on_what_is_fetched_and_nothing_else_is_fetched(mini, host, tmp_path, capsys):
     """Real labels on made-up images, in patches of 24 px to be quick: what is fetched, is read and is split."""
     folder = tmp_path / "data"
-    monkeypatch.setattr(downloads.fetch, "__defaults__", (host.hosts, False))
     words, is_whole = study_data.fetch(mini, folder)
     assert is_whole and words.splitlines()[0].endswith("21 of 503 slides; the study leaves out the others")
     assert words.endswith("in 23 files")
