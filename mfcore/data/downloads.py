@@ -33,7 +33,7 @@ from mfcore.data.downloads_transfer import (
     transfer,
 )
 from mfcore.data.labels.source import Source
-from mfcore.data.labels.table import SLIDE_FOLDERS
+from mfcore.data.labels.table import place_of
 from mfcore.store.files import below
 
 __all__ = ["HOSTS", "DownloadError", "fetch", "summary"]
@@ -118,8 +118,7 @@ def fetch(
     table = pd.DataFrame(rows)
     table.attrs["title"] = f"{source.title} ({source.name}) in {folder}"
     if slides and not source.archive:
-        n = int((_files_of(source)["kind"] == "slide").sum())
-        table.attrs["title"] += f", {len(slides)} of {n} slides; the study leaves out the others"
+        table.attrs["title"] += f", {len(slides)} slides; the study leaves out the others"
     return table
 
 
@@ -247,10 +246,10 @@ def _judge(wanted: Any, path: Path, expected: Published, verify: bool) -> File:
 def _place(wanted: Any, source: Source, folder: Path) -> Path | None:
     """Where the loader would find the file, under any of its names; None where it is missing."""
     path = folder / wanted.file
-    places = [path]
     if wanted.kind == "slide":
-        suffixes = (path.suffix, *source.editions)
-        places += [folder / base / (path.stem + end) for end in suffixes for base in SLIDE_FOLDERS]
+        place = place_of(source, folder, path.name)
+        return folder / place if place else None
+    places = [path]
     for patterns in (*source.beside, source.main_files):
         alike = [pattern for pattern in patterns if pattern.endswith(path.suffix)]
         if any(fnmatch.fnmatch(wanted.file, pattern) for pattern in alike):
@@ -292,13 +291,17 @@ def _fetch_archive(source: Source, folder: Path) -> File:
             f" {source.title}"
         )
     url = f"{HOSTS['codeload']}/{archive.repository}/zip/{archive.commit}"
-    part, aside = part_of(folder / "archive.zip"), folder / ".unpacked"
-    shutil.rmtree(aside, ignore_errors=True)
+    part = part_of(folder / "archive.zip")
     try:
         with tqdm(unit="B", unit_scale=True, desc=source.title) as bar:
             facts = transfer([url], part, Published(), bar)
-        names = _unpack(part, archive.kept, aside)
-        if label_file not in names or len(names) == 1:
+        with zipfile.ZipFile(part) as content:
+            files = {
+                match[1]: content.read(name)
+                for name in content.namelist()
+                if (match := re.fullmatch(rf"[^/]+/({archive.kept})", name))
+            }
+        if label_file not in files or len(files) == 1:
             raise DownloadError(f"the archive lacks {label_file}, or all else")
     except (DownloadError, zipfile.BadZipFile) as error:
         raise DownloadError(
@@ -307,25 +310,13 @@ def _fetch_archive(source: Source, folder: Path) -> File:
         ) from None
     store.write_json(folder / RECORD, facts)
     # The label file comes last: with it, the data pass for whole.
-    for name in sorted(names, key=label_file.__eq__):
+    for name in sorted(files, key=label_file.__eq__):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (aside / name).replace(folder / name)
-    shutil.rmtree(aside)
+        partial = part_of(folder / name)
+        partial.write_bytes(files[name])
+        partial.replace(folder / name)
     part.unlink()
     return File(label_file, "archive", "fetched", ONLY_SEEN, facts["bytes"], facts["checksum"])
-
-
-def _unpack(archive: Path, kept: str, folder: Path) -> list[str]:
-    """Unpack what is kept of an archive, each file compared with zip's checksum; its names."""
-    names = []
-    with zipfile.ZipFile(archive) as content:
-        for inside in content.namelist():
-            if match := re.fullmatch(rf"[^/]+/({kept})", inside):
-                target = folder / match[1]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content.read(inside))
-                names.append(match[1])
-    return names
 
 
 def summary(table: pd.DataFrame) -> str:

@@ -115,14 +115,6 @@ def test_an_archive_that_was_cut_without_notice_is_seen(server, tmp_path):
     fetch(server, tmp_path / "amibr")
 
 
-def test_what_a_killed_download_left_is_cleared(server, tmp_path):
-    (tmp_path / ".unpacked" / "patches").mkdir(parents=True)
-    (tmp_path / ".unpacked" / "patches" / "stale.png").write_bytes(b"")
-    fetch(server, tmp_path)
-    assert len(names(tmp_path)) == 4
-    assert not (tmp_path / ".unpacked").exists()
-
-
 def test_two_at_once_are_refused(server, tmp_path):
     """And the second leaves what the first one has alone."""
     with alone(tmp_path, "fetch"):

@@ -13,6 +13,9 @@ from mfcore.data.labels.schema import OF_A_SLIDE, LabelError, as_classes, refuse
 REQUIRED = ("file", "x", "y", "label")
 OPTIONAL = ("slide", *OF_A_SLIDE, "votes")
 SCALES = ("um_per_px", "downsample")
+# A comma that is a decimal point: of a place, whose comma may divide thousands, or of a scale
+DECIMAL = dict.fromkeys(("x", "y"), r"^(-?\d+),(\d{1,2}|\d{4,})$")
+DECIMAL |= dict.fromkeys(SCALES, r"^(\d+),(\d+)$")
 LINES = "lines that can't be used; correct or remove them:"
 
 
@@ -40,10 +43,10 @@ def read_as_released(file: Path, label_values: tuple[str, str]) -> pd.DataFrame:
     label_values: how this table writes class 0 and class 1. Raises LabelError with the lines that
     can't be.
     """
-    rows = numbers(file, lines(file, ("x", "y", "label", "filename")), ("x", "y"))
+    rows = lines(file, ("x", "y", "label", "filename"))
     rows = rows.rename(columns={"filename": "file", "tumortype": "domain"})
-    rows["label"] = as_classes(file, rows["label"], label_values)
-    return rows[rows.columns.intersection(["file", "label", "x", "y", "domain"])]
+    rows = rows.reindex(columns=[*REQUIRED, "domain", "votes"], fill_value="")
+    return classes(file, numbers(file, rows, ("x", "y")), label_values)
 
 
 def numbers(file: Path, rows: pd.DataFrame, needed: Collection[str] = ()) -> pd.DataFrame:
@@ -122,9 +125,5 @@ def lines(
         )
     rows = cells.iloc[1:].set_axis(header, axis=1).rename_axis(columns=None)
     if divider != ",":  # 10,5 is a half; 10,233 may be ten thousand, and stays what no number is
-        places = rows.columns.intersection(["x", "y"])
-        decimal = r"^(-?\d+),(\d{1,2}|\d{4,})$"
-        rows[places] = rows[places].replace(decimal, r"\1.\2", regex=True)
-        scales = rows.columns.intersection(SCALES)  # of which none is 1,000
-        rows[scales] = rows[scales].replace(r"^(\d+),(\d+)$", r"\1.\2", regex=True)
+        rows = rows.replace(DECIMAL, r"\1.\2", regex=True)
     return rows if known is None else rows.reindex(columns=[*needed, *known], fill_value="")

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 
 from mfcore.data.labels import csv
-from mfcore.data.labels.schema import OF_A_SLIDE, LabelError, as_classes, refuse
+from mfcore.data.labels.schema import OF_A_SLIDE, LabelError, as_classes, refuse, say
 from mfcore.store.text import parse_json
 
 SLIDES = "slides.csv"
 MAX_SIDE_PX = 400  # level-0 px of a cell's shape: 40 um at 0.1 um/px
-BOX_PX = 50  # side of the boxes that are written, as MIDOG's
+# Corners of the boxes that are written, from their centre; 50 px a side, as MIDOG's
+BOX_PX = np.array([[-25, -25], [25, -25], [25, 25], [-25, 25], [-25, -25]])
 COLOURS = ((0, 114, 178), (213, 94, 0))  # of class 0 and class 1, Okabe and Ito 2008
 SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".dcm", ".png"
@@ -119,15 +120,12 @@ def _slides(file: Path, names: set[str]) -> pd.DataFrame:
     """What the table of slides says, by the name of a slide's GeoJSON file without ``.geojson``."""
     rows = csv.lines(file, ["file"], OF_A_SLIDE)
     slides = rows["file"].map(lambda name: name if name in names else _without_suffix(name))
-    problems = [
-        f"{place}: {slides[place]} stands there twice" for place in rows.index[slides.duplicated()]
-    ]
+    problems = say(rows, slides.duplicated(), "{file} stands there twice")
+    expected = (
+        "there is no such .geojson as {file}; remove the line, or export the file, empty or not"
+    )
+    problems += say(rows, ~slides.isin(names), expected)
     problems += [f"without a line for {name}" for name in sorted(names - set(slides))]
-    problems += [
-        f"{place}: no {name}.geojson; remove the line, or export the file, empty or not"
-        for place, name in slides.items()
-        if name not in names
-    ]
     refuse(file, problems, csv.LINES)
     return rows.set_index(slides)[[*OF_A_SLIDE]]
 
@@ -142,19 +140,20 @@ def write(
     a NaN is left out.
     names: what class 0 and class 1 are called. Each annotation is a box of BOX_PX.
     """
-    features = []
-    for row in table.to_dict("records"):
-        x, y, half = row["x_l0_px"], row["y_l0_px"], BOX_PX / 2
-        corners = [(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)]
-        classification = {"name": names[row["label"]], "color": COLOURS[row["label"]]}
-        properties = {
-            "objectType": "detection",
-            "classification": classification,
-            "measurements": {
-                name: float(row[name]) for name in measurements if not np.isnan(row[name])
+    measured = table[[*measurements]].to_dict("records")
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [np.add(BOX_PX, [row.x_l0_px, row.y_l0_px]).tolist()],
+            },
+            "properties": {
+                "objectType": "detection",
+                "classification": {"name": names[row.label], "color": COLOURS[row.label]},
+                "measurements": {name: x for name, x in values.items() if not np.isnan(x)},
             },
         }
-        ring = [[x + dx, y + dy] for dx, dy in corners]
-        geometry = {"type": "Polygon", "coordinates": [ring]}
-        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+        for row, values in zip(table.itertuples(), measured, strict=True)
+    ]
     file.write_text(json.dumps({"type": "FeatureCollection", "features": features}) + "\n")

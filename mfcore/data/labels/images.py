@@ -6,7 +6,6 @@ FOLDER/train/CLASS/anything/a.png      the same, divided by its publishers into 
 FOLDER/images.csv                      file,label and what is known besides
 """
 
-import warnings
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -45,12 +44,6 @@ def read(files: tuple[Path, ...], label_values: tuple[str, ...]) -> pd.DataFrame
     problems += say(rows, rows["file"].duplicated(), "{file} stands there twice")
     refuse(place, problems, csv.LINES)
     rows = csv.classes(place, csv.numbers(place, rows), label_values)
-    if rows["x"].notna().any() and rows.loc[rows["x"].notna(), "downsample"].isna().all():
-        warnings.warn(
-            f"{place}: x and y are level-0 px, and a px of an image is taken for one of them; where"
-            " images are from a smaller level, say in a column downsample how many",
-            stacklevel=2,
-        )
     slides = rows["slide"].mask(rows["slide"] == "", rows["file"])
     return rows.assign(slide=slides, case=rows["case"].mask(rows["case"] == "", slides))
 

@@ -4,8 +4,7 @@ two editions belong together.
 MIDOG's JSON: ``images`` and ``annotations``, where a box is two corners [x1, y1, x2, y2], not
 COCO's corner and size; category 1 is the mitotic figure, 2 the look-alike. MIDOG 2022's doesn't
 name the tumour: its images come in blocks of numbers (Aubreville et al. 2023). From MIDOG 2022 to
-MIDOG++ the numbers shift by 0, 50, 51 and, once, 43, so that only the annotations tell which image
-of the one is which of the other; a constant shift would mislabel eight.
+MIDOG++ the numbers shift by 0, 50, 51 and, once, 43 (the annotations tell: midog.yaml has it).
 """
 
 from importlib import resources
@@ -28,10 +27,15 @@ NAMES = {
     "Hamammatsu XR": "Hamamatsu XR",
     "3D Histech": "3DHistech",
 }
-CASE_COLUMNS = ("Slide", "Dataset", "Tumor", "Scanner", "Origin", "Species")
-KEY = ["file", "x", "y"]  # of an annotation, in half px
-# of the annotations of two images that must stand at the same places, for the images to be the same
-LEAST_SHARE = 0.5
+COLUMNS = {"file_name": "file", "case_id": "case", "tumor_type": "domain"}  # of MIDOG's JSON
+CASES = {  # columns of MIDOG++'s table of cases, and what they say
+    "Slide": "Slide",
+    "Dataset": "split",
+    "Tumor": "domain",
+    "Scanner": "scanner",
+    "Origin": "lab",
+    "Species": "species",
+}
 
 
 def _corners(box: list[float]) -> list[float]:
@@ -109,8 +113,8 @@ def read_midog22(file: Path, other: Path | None = None, cases: Path | None = Non
     other, cases: labels of MIDOG++ and its table of cases, from which votes and the official split
     come.
     """
-    table = _by_number(_read(file, ("0", "1")), "midog22", file)
-    return table if other is None else carry(table, read_midogpp(other, cases), file)
+    rows = _with_facts(_read(file, ("0", "1")), _of_edition("midog22"), file)
+    return rows if other is None else carry(rows, read_midogpp(other, cases), file)
 
 
 def read_midogpp(file: Path, cases: Path | None = None) -> pd.DataFrame:
@@ -119,27 +123,16 @@ def read_midogpp(file: Path, cases: Path | None = None) -> pd.DataFrame:
     cases: MIDOG++'s table of cases, where there is one; else they come by the image's number, and
     there is no split.
     """
-    table = _by_number(_read(file, ("2", "1")), "midogpp", file)
-    return table if cases is None else _by_case(table, cases)
+    rows = _with_facts(_read(file, ("2", "1")), _of_edition("midogpp"), file)
+    return rows if cases is None else _with_facts(rows, _of_cases(cases), cases)
 
 
 def note_on_midog22(table: pd.DataFrame) -> str:
-    """What must be said of MIDOG 2022's labels: its published counts are swapped, and some
-    annotations have no votes.
-    """
+    """What must be said of MIDOG 2022's labels: its published counts are swapped."""
     n_positive = int(table["label"].sum())
-    note = (
+    return (
         "Ganz et al. 2024 print MIDOG 2022's two counts the wrong way round: these labels have"
         f" {n_positive:,} mitotic figures and {len(table) - n_positive:,} look-alikes."
-    )
-    unmatched = table.loc[table["votes"].map(len) == 0, "slide_id"].value_counts(sort=False)
-    if not 0 < unmatched.sum() < len(table):
-        return note
-    names = [f"{slide} ({n})" for slide, n in unmatched.items()]
-    more = f" and {len(names) - 10} more slides" if len(names) > 10 else ""
-    return (
-        f"{note} Not in MIDOG++, and so without raters' votes, are annotations of"
-        f" {', '.join(names[:10])}{more}."
     )
 
 
@@ -158,43 +151,36 @@ def read_json(file: Path) -> pd.DataFrame:
     An image may name, beyond MIDOG's keys, its ``case_id``, ``scanner``, ``lab``, ``species`` and
     ``split``.
     """
-    content = _content(file)
-    images = {image.id: image for image in content.images}
+    content = _content(file).model_dump()
+    if not content["annotations"]:
+        raise LabelError(f"{file}: no annotation in it; a study needs some of both classes")
+    annotations = pd.DataFrame(content["annotations"])
+    images = pd.DataFrame(content["images"], columns=[*Image.model_fields])
     problems = [
         f"{kind} {name}: this id or name stands there twice"
         for kind, names in (
-            ("image", [image.id for image in content.images]),
-            ("image", [image.file_name for image in content.images]),
-            ("annotation", [annotation.id for annotation in content.annotations]),
+            ("image", images["id"]),
+            ("image", images["file_name"]),
+            ("annotation", annotations["id"]),
         )
-        for name in pd.Series(names)[pd.Series(names).duplicated()]
+        for name in names[names.duplicated()]
     ]
+    images = images.rename(columns={"id": "image_id"} | COLUMNS)
+    rows = annotations.merge(images, "left", "image_id")
     problems += [
-        f"annotation {annotation.id}: its image {annotation.image_id} is not among the images"
-        for annotation in content.annotations
-        if annotation.image_id not in images
+        f"annotation {row.id}: its image {row.image_id} is not among the images"
+        for row in rows[rows["file"].isna()].itertuples()
     ]
     refuse(file, problems, "images and annotations that can't be used; correct or remove them:")
-    rows = []
-    for annotation in content.annotations:
-        image, (x1, y1, x2, y2) = images[annotation.image_id], annotation.bbox
-        of_slide = ("scanner", "lab", "species", "split", "width", "height")
-        rows.append(
-            {
-                "place": f"annotation {annotation.id} on {image.file_name}",
-                "file": image.file_name,
-                "case": image.case_id,
-                "domain": image.tumor_type,
-                **{name: getattr(image, name) for name in of_slide},
-                "label": 2 - annotation.category_id,
-                "x": (x1 + x2) / 2,
-                "y": (y1 + y2) / 2,
-                "votes": 2 - np.array(annotation.labels, dtype=np.int8),
-            }
-        )
-    if not rows:
-        raise LabelError(f"{file}: no annotation in it; a study needs some of both classes")
-    return pd.DataFrame(rows).set_index("place")
+    boxes = np.array(rows["bbox"].tolist())  # (n, 4)
+    x, y = ((boxes[:, :2] + boxes[:, 2:]) / 2).T
+    rows = rows.set_index("annotation " + rows["id"] + " on " + rows["file"])
+    return rows.assign(
+        label=2 - rows["category_id"],
+        votes=[2 - np.array(votes, dtype=np.int8) for votes in rows["labels"]],
+        x=x,
+        y=y,
+    )
 
 
 def _content(file: Path) -> Content:
@@ -211,107 +197,79 @@ def _content(file: Path) -> Content:
     return content
 
 
-def _by_number(rows: pd.DataFrame, edition: str, file: Path) -> pd.DataFrame:
-    """``rows`` with what midog.yaml says of each image; a domain that the file names itself must be
-    the same.
-    """
+def _of_edition(edition: str) -> pd.DataFrame:
+    """What midog.yaml says of each image of an edition, by its number."""
     content = (resources.files("mfcore.data.labels") / "midog.yaml").read_text(encoding="utf-8")
-    blocks = pd.DataFrame(yaml.safe_load(content)[edition])
-    stems = _stems(rows)
-    numbers = stems.where(stems.str.isdigit(), "-1").astype(int)
-    at = pd.IntervalIndex.from_arrays(blocks["first"], blocks["last"], "both").get_indexer(numbers)
-    facts = blocks[["domain", "species", "lab", "scanner"]].iloc[at].set_axis(rows.index)
-    expected = facts["domain"].where(at >= 0, "no image of this data set")
-    named = rows["domain"].replace(NAMES) if "domain" in rows else ""
-    slides = rows.assign(named=named, expected=expected)
-    wrong = slides[(at < 0) | ((slides["named"] != "") & (slides["named"] != expected))]
+    blocks = yaml.safe_load(content)[edition]
+    numbers = {n: block for block in blocks for n in range(block["first"], block["last"] + 1)}
+    return pd.DataFrame.from_dict(numbers, "index").drop(columns=["first", "last"]).assign(split="")
+
+
+def _of_cases(file: Path) -> pd.DataFrame:
+    """What MIDOG++'s table of cases says of each image, by its number; of one that has several
+    lines, nothing.
+    """
+    cases = csv.lines(file, CASES)[[*CASES]].replace(NAMES).rename(columns=CASES)
+    cases = cases.set_index(pd.to_numeric(cases.pop("Slide")))
+    cases["species"] = cases["species"].str.lower()
+    return cases[~cases.index.duplicated(keep=False)]
+
+
+def _numbers(rows: pd.DataFrame) -> pd.Series:
+    """The number that names each row's image, -1 for none."""
+    stems = rows["file"].map(lambda name: Path(name).stem)
+    return stems.where(stems.str.isdigit(), "-1").astype(int)
+
+
+def _with_facts(rows: pd.DataFrame, facts: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """``rows`` with ``facts`` of their images, by number; a domain that they name themselves must
+    be the same.
+    """
+    facts = facts.reindex(_numbers(rows)).set_axis(rows.index)
+    named, expected = rows["domain"].replace(NAMES), facts["domain"].fillna("no image there is")
+    is_wrong = facts["domain"].isna() | ((named != "") & (named != expected))
+    wrong = rows.assign(named=named, expected=expected)[is_wrong].drop_duplicates("file")
     problems = [
-        f"{row.file}: the file says {row.named!r}, by its number it is {row.expected!r}"
-        for row in wrong.drop_duplicates("file").itertuples()
+        f"{row.file}: the labels say {row.named!r}, by its number it is {row.expected!r}"
+        for row in wrong.itertuples()
     ]
     refuse(file, problems, "images that aren't what their number says; fetch the file again:")
-    return rows.assign(**facts, split="")
+    return rows.assign(**facts)
 
 
-def _stems(rows: pd.DataFrame) -> pd.Series:
-    return rows["file"].map(lambda name: Path(name).stem)
-
-
-def _by_case(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """``rows`` with what MIDOG++'s table of cases says of each image."""
-    cases = csv.lines(file, CASE_COLUMNS).replace(NAMES)
-    cases = cases.set_index(cases["Slide"].str.zfill(3))
-    cases = cases[~cases.index.duplicated(keep=False)].reindex(_stems(rows)).set_axis(rows.index)
-    pairs = rows.assign(case=cases["Tumor"].fillna("no row, or several"))
-    wrong = pairs[pairs["case"] != pairs["domain"]].drop_duplicates("file")
-    problems = say(wrong, wrong["file"] != "", "the cases have {case!r}, the labels {domain!r}")
-    refuse(file, problems, "cases that don't fit the labels; fetch both again:")
-    return rows.assign(
-        scanner=cases["Scanner"],
-        lab=cases["Origin"],
-        species=cases["Species"].str.lower(),
-        split=cases["Dataset"],
-    )
-
-
-def match_slides(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, str]:
-    """Slides of ``first`` by those of ``second`` that are the same: file to file.
-
-    Both as readers return them. A slide's fingerprint is the set of its annotations' centres
-    (level-0 px, to half a px). Two slides are the same where each shares more centres with the
-    other than with any other slide, and these are at least LEAST_SHARE of the centres of either.
-    Slides without a partner are left out.
-    """
-    places = [_at_halves(table)[KEY].drop_duplicates() for table in (first, second)]
-    shared = (
-        places[0]
-        .merge(places[1], on=["x", "y"])
-        .value_counts(["file_x", "file_y"])
-        .reset_index(name="n")
-    )
-    is_same = np.ones(len(shared), dtype=bool)
-    for side, place in zip(("file_x", "file_y"), places, strict=True):
-        n_places = place["file"].value_counts().reindex(shared[side]).to_numpy()
-        has_most = (
-            shared.groupby(side)["n"].rank(method="max", ascending=False) == 1
-        )  # of a tie, neither has most
-        is_same &= has_most & (shared["n"] >= LEAST_SHARE * n_places)
-    return dict(zip(shared.loc[is_same, "file_x"], shared.loc[is_same, "file_y"], strict=True))
-
-
-def carry(table: pd.DataFrame, other: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """``table`` with the votes and the official split that ``other``, another edition, has for the
+def carry(rows: pd.DataFrame, other: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """``rows`` with the votes and the official split that ``other``, another edition, has for the
     same annotations.
 
-    Annotations are the same where their slides are (`match_slides`) and their centres; those
-    without a partner get no votes. file: the label file of ``table``. Raises LabelError where no
-    slide has a partner, and where the same annotation has another class.
+    Annotations are the same where their images are, by ``shift`` (number in ``other`` less number
+    in ``rows``), and their centres, to half a px; those without a partner get no votes. file: the
+    label file of ``rows``. Raises LabelError where no annotation has a partner, and where one has
+    another class.
     """
-    partners = match_slides(table, other)
-    if not partners:
+    key = ["number", "x", "y"]
+    mine, theirs = (
+        table.assign(
+            number=_numbers(table) + shift,
+            **{axis: (2 * table[axis]).round().astype(np.int64) for axis in "xy"},
+        )
+        for table, shift in ((rows, rows["shift"].astype(int)), (other, 0))
+    )
+    joined = mine[key].merge(theirs[[*key, "label", "votes"]], "left", key, validate="many_to_one")
+    joined = joined.set_axis(rows.index)
+    if joined["label"].isna().all():
         raise LabelError(
-            f"{file}: no slide has its annotations where the other edition beside it has them;"
+            f"{file}: no image has its annotations where the other edition beside it has them;"
             " remove the one that isn't meant"
         )
-    partner = table["file"].map(partners)
-    mine = _at_halves(table).assign(file=partner)[KEY]
-    theirs = _at_halves(other)[[*KEY, "label", "votes"]]
-    joined = mine.merge(theirs, on=KEY, how="left", validate="many_to_one").set_index(table.index)
-    is_other = joined["label"].notna() & (joined["label"] != table["label"])
+    is_other = joined["label"].notna() & (joined["label"] != rows["label"])
     refuse(
         file,
-        say(table, is_other, "{file} at ({x:g}, {y:g}): another class"),
+        say(rows, is_other, "{file} at ({x:g}, {y:g}): another class"),
         "annotations that the other edition beside it gives another class; keep the edition that is"
         " meant:",
     )
-    none = np.empty(0, dtype=np.int8)
-    official = other.groupby("file")["split"].first()
-    return table.assign(
+    none, split_of = np.empty(0, dtype=np.int8), theirs.groupby("number")["split"].first()
+    return rows.assign(
         votes=[votes if isinstance(votes, np.ndarray) else none for votes in joined["votes"]],
-        split=partner.map(official).fillna(""),
+        split=mine["number"].map(split_of).fillna(""),
     )
-
-
-def _at_halves(table: pd.DataFrame) -> pd.DataFrame:
-    """``table`` with its centres as whole numbers of half px, ``x`` and ``y``."""
-    return table.assign(**{axis: (2 * table[axis]).round().astype(np.int64) for axis in "xy"})

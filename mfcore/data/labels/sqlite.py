@@ -63,6 +63,7 @@ def read(file: Path, positive: int, negative: int, left_out: tuple[int, ...] = (
     votes = (cast["class"] == positive).astype(np.int8).groupby(cast["annoId"])
     votes_of = {uid: of_one.to_numpy() for uid, of_one in votes}
     return rows[["file", "x", "y", "width", "height"]].assign(
+        domain="",
         label=(rows["agreedClass"] == positive).astype(int),
         votes=[votes_of.get(uid, np.empty(0, dtype=np.int8)) for uid in rows["uid"]],
     )

@@ -159,29 +159,31 @@ def load_candidates(source: Source, file: Path, folder: Path) -> tuple[pd.DataFr
     return cells.reset_index(drop=True), _label_table(rows, [])
 
 
+def place_of(source: Source, folder: Path, name: str) -> str | None:
+    """Where a slide or image of that name lies, relative to ``folder``; None where it doesn't."""
+    stems = (name, Path(name).stem) if source.bare(name) != name else (name,)
+    alike = [name, *(stem + suffix for stem in stems for suffix in source.editions)]
+    bases = SLIDE_FOLDERS if source.has_slides else ("",)
+    places = [Path(base, one).as_posix() for one in alike for base in bases]
+    return next((place for place in places if (folder / place).is_file()), None)
+
+
 def _files(
     source: Source, main: Path, folder: Path, names: pd.Series, check_files: bool
 ) -> pd.Series:
-    """Where each row's slide or image, a file of that name, lies, relative to ``folder``; raises
-    LabelError for missing ones.
-    """
-    bases, places = SLIDE_FOLDERS if source.has_slides else ("",), {}
-    for name in names.unique():
-        stems = (name, Path(name).stem) if source.bare(name) != name else (name,)
-        alike = [name, *(stem + suffix for stem in stems for suffix in source.editions)]
-        candidates = [Path(base, one).as_posix() for one in alike for base in bases]
-        places[name] = next((place for place in candidates if (folder / place).is_file()), name)
+    """The place of each row's file; raises LabelError for missing ones."""
+    places = {name: place_of(source, folder, name) for name in names.unique()}
     if check_files:
-        missing = [name for name, place in places.items() if not (folder / place).is_file()]
-        looked_in = f"in none of {', '.join(str(folder / base) for base in bases)}"
-        refuse(main, missing, f"files that are {looked_in}; put them there:")
+        missing = [name for name, place in places.items() if not place]
+        or_below = f", nor in {' or '.join(SLIDE_FOLDERS[::2])} in it" if source.has_slides else ""
+        refuse(main, missing, f"files that are not in {folder}{or_below}; put them there:")
         if source.has_slides:
             refuse(
                 main,
                 _parts_of_slides(folder, places),
                 "files that are no slide of their own; name one file a slide or DICOM series:",
             )
-    return names.map(places)
+    return names.map(lambda name: places[name] or name)
 
 
 def _parts_of_slides(folder: Path, places: dict[str, str]) -> list[str]:

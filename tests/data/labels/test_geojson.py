@@ -146,14 +146,16 @@ def test_a_slide_is_found_by_its_whole_name(tmp_path):
 def test_a_slide_of_the_table_without_a_file_is_named(tmp_path):
     write(tmp_path, A=A, B=[])
     (tmp_path / "slides.csv").write_text("file,case\nA.svs,1\nB.svs,2\nC.svs,3\n")
-    with pytest.raises(LabelError, match=r"correct or remove them:\s+line 4: no C\.geojson; remove the line"):
+    with pytest.raises(
+        LabelError, match=r"correct or remove them:\s+line 4: there is no such \.geojson as C\.svs; remove the line"
+    ):
         load(tmp_path)
 
 
 def test_damaged_files_and_missing_slides_are_named(tmp_path):
     write(tmp_path, A=A)
     (tmp_path / "A.svs").unlink()
-    with pytest.raises(LabelError, match=r"(?s)files that are in none of .*images.*put them there:\s+A$"):
+    with pytest.raises(LabelError, match=r"(?s)files that are not in .*images or WSI in it; put them there:\s+A$"):
         load(tmp_path)
     (tmp_path / "A.geojson").write_text("{")
     with pytest.raises(LabelError, match=r"A\.geojson: not GeoJSON"):

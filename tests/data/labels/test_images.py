@@ -142,8 +142,7 @@ def test_images_outside_the_class_folders_and_no_images_are_refused(tmp_path):
 
 def test_a_place_on_the_slide_says_how_many_px_of_it_an_image_px_covers(tmp_path):
     write_images(tmp_path, ["1.png", "2.png"])
-    with pytest.warns(UserWarning, match="a px of an image is taken for one of them; .* column downsample"):
-        table = load(tmp_path, "file,label,x,y\n1.png,mitosis,4,4\n2.png,other,40,4\n")
+    table = load(tmp_path, "file,label,x,y\n1.png,mitosis,4,4\n2.png,other,40,4\n")
     assert "downsample" not in table
     table = load(tmp_path, "file,label,x,y,downsample\n1.png,mitosis,4,4,2\n2.png,other,40,4,2\n")
     assert table["downsample"].tolist() == [2, 2]

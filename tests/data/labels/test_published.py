@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore.data.labels import midog as labels_midog, table as labels
+from mfcore.data.labels import table as labels
 from mfcore.data.labels.source import SOURCES
 from mfcore.data.labels.table import LabelError
 
@@ -186,17 +186,6 @@ def test_ccmct_has_its_counts_and_its_split_in_both_forms(tmp_path):
 
 
 @needs_real
-def test_editions_are_matched_by_fingerprint_and_no_offset_would_do():
-    columns = ["slide_id", "x_l0_px", "y_l0_px"]
-    first, second = (real(name)[columns].set_axis(labels_midog.KEY, axis=1) for name in ("midog22", "midogpp"))
-    shift = {int(a[:3]): int(b[:3]) - int(a[:3]) for a, b in labels_midog.match_slides(first, second).items()}
-    expected = dict.fromkeys(range(1, 151), 0) | dict.fromkeys(range(151, 347), 50) | dict.fromkeys(range(347, 354), 51)
-    assert shift == expected | {354: 43}
-    back = labels_midog.match_slides(second, first)
-    assert len(back) == 354 and {int(b[:3]): int(a[:3]) - int(b[:3]) for a, b in back.items()} == shift
-
-
-@needs_real
 def test_midog_2022_takes_votes_and_split_of_the_other_edition_by_annotation(tmp_path):
     table = real("midog22")
     unmatched = table[table["votes"].map(len) == 0]
@@ -226,7 +215,7 @@ def test_an_edition_with_nothing_in_common_is_refused(tmp_path):
     image = {"id": 1, "file_name": "001.tiff", "width": 400, "height": 400, "tumor_type": "human breast cancer"}
     annotations = [{"id": i, "image_id": 1, "bbox": [99 + i, 9, 149, 59], "category_id": i} for i in (1, 2)]
     (tmp_path / "MIDOG++.json").write_text(json.dumps({"images": [image], "annotations": annotations}))
-    with pytest.raises(LabelError, match=r"png\.json: no slide has its annotations where the other edition .*remove the one"):
+    with pytest.raises(LabelError, match=r"png\.json: no image has its annotations where the other edition .*remove the one"):
         load("midog22", tmp_path)
 
 
@@ -234,26 +223,11 @@ def test_an_edition_with_nothing_in_common_is_refused(tmp_path):
 def test_the_swapped_counts_are_named_for_midog_2022_alone():
     note = SOURCES["midog22"].note(real("midog22"))
     assert "9,501 mitotic figures and 11,051 look-alikes" in note
-    assert note.endswith("without raters' votes, are annotations of 151.tiff (1), 353.tiff (1).")
     assert SOURCES["midogpp"].note(real("midogpp")) == ""
 
 
 def slides(*rows):
     return pd.DataFrame(rows, columns=["slide_id", "x_l0_px", "y_l0_px"])
-
-
-def test_fingerprints_need_most_places_on_both_sides_the_best_match_and_no_tie():
-    first = slides(
-        *[("a", x, 1.0) for x in range(4)], *[("a2", x, 1.0) for x in (0, 1, 50)], *[("b", x, 2.0) for x in range(4)],
-        ("c", 9.0, 9.0), ("d", 7.5, 7.0),
-    )  # fmt: skip
-    second = slides(
-        *[("A", x, 1.0) for x in range(3)], ("B", 0.0, 2.0), *[("B", x, 5.0) for x in range(9)],
-        ("C", 9.0, 9.0), ("C2", 9.0, 9.0), ("D", 7.0, 7.0),
-    )  # fmt: skip
-    # a2 shares less with A than a does, b too little with B, c as much with C as with C2; D lies half a px off
-    first, second = (table.set_axis(labels_midog.KEY, axis=1) for table in (first, second))
-    assert labels_midog.match_slides(first, second) == {"a": "A"}
 
 
 def small(tmp_path, more="", classes=None):
@@ -340,9 +314,9 @@ def test_the_domain_comes_from_the_image_number(tmp_path):
 @pytest.mark.parametrize(
     ("names", "image", "message"),
     [
-        (("355.png",), {}, r"355\.png: .* by its number it is 'no image of this data set'"),
-        (("slide_7.png",), {}, r"slide_7\.png: .* by its number it is 'no image of this data set'"),
-        (("007.png",), {"tumor_type": "human melanoma"}, r"007\.png: the file says 'human melanoma', by its number .*breast"),
+        (("355.png",), {}, r"355\.png: .* by its number it is 'no image there is'"),
+        (("slide_7.png",), {}, r"slide_7\.png: .* by its number it is 'no image there is'"),
+        (("007.png",), {"tumor_type": "human melanoma"}, r"007\.png: the labels say 'human melanoma', by its number .*breast"),
     ],
 )
 def test_an_image_that_is_not_what_its_number_says_is_refused(tmp_path, names, image, message):
@@ -353,7 +327,7 @@ def test_an_image_that_is_not_what_its_number_says_is_refused(tmp_path, names, i
 def test_a_slide_of_two_tumours_is_refused(tmp_path):
     text = "x,y,label,filename,tumortype\n1,2,1,001.tiff,human breast cancer\n3,4,0,001.tiff,canine lung cancer\n"
     (tmp_path / "MIDOG2022_training.csv").write_text(text)
-    with pytest.raises(LabelError, match=r"001\.tiff: the file says 'canine lung cancer', by its number .*breast"):
+    with pytest.raises(LabelError, match=r"001\.tiff: the labels say 'canine lung cancer', by its number .*breast"):
         load("midog22", tmp_path)
 
 
@@ -382,14 +356,14 @@ def test_cases_that_do_not_fit_the_labels_are_refused(tmp_path):
     for text, message in (
         (
             header + "2;train;human breast cancer;X;Y;Human\n",
-            r"on 001\.tiff: the cases have 'no row, or several', the labels 'human breast",
+            r"001\.tiff: the labels say 'human breast cancer', by its number it is 'no image",
         ),
         (
             header + "1;train;human melanoma;X;Y;Human\n",
-            r"on 001\.tiff: the cases have 'human melanoma', the labels 'human breast",
+            r"001\.tiff: the labels say 'human breast cancer', by its number it is 'human melanoma'",
         ),
         (header + "1;Test;human breast cancer;X;Y;Human\n", r"on 001\.tiff: split is 'Test', expected train, val, test"),
-        (header + "1;a;b;c;d;e\n1;a;b;c;d;e\n", "the cases have 'no row, or several'"),
+        (header + "1;a;b;c;d;e\n1;a;b;c;d;e\n", r"001\.tiff: .* by its number it is 'no image"),
         ("Slide,Dataset\n1,train\n", r"missing columns \['Origin'"),
     ):
         (tmp_path / "datasets_xvalidation.csv").write_text(text)
