@@ -69,13 +69,16 @@ def class_colours(settings: Settings) -> dict[str, str]:
 
 # ---- splits ----
 
+OTHER_FOLDS = (
+    "Networks have folds of their own: probes and networks are compared on different patches."
+)
+
 
 def audit(study: Study) -> Iterator[Exhibit]:
     """What each way to split shares between training and test: means, fold by fold, and twins."""
     run, of = study.audit, of_what(study.settings)
     schemes, own, twins = (
-        read(run)
-        for read in (splits_audit.load_schemes, splits_audit.load, splits_audit.load_twins)
+        splits_audit.load(run, name) for name in ("schemes.csv", "audit.csv", "twins.csv")
     )
     caption = (
         f"The same patches split in every way, trained on all domains, means over folds ({of}); "
@@ -87,7 +90,7 @@ def audit(study: Study) -> Iterator[Exhibit]:
     words = [
         caption,
         splits_audit.tests_sentence(study.splits),
-        splits_audit.networks_sentence(run),
+        "" if study.settings.switches.shared_splits else OTHER_FOLDS,
     ]
     words = filter(None, [*words, not_drawn(facts["not_drawn"]), *facts["remarks"]])
     caption, summary = " ".join(words), splits_audit.summary(schemes)
@@ -97,9 +100,7 @@ def audit(study: Study) -> Iterator[Exhibit]:
     yield Exhibit("01_audit_folds", "Fold by fold", caption, table, section=AUDIT)
     caption = f"Every training of the study ({of})."
     yield Exhibit("01_audit_own", "This study's splits", caption, _by_fold(own), section=AUDIT)
-    caption = (
-        f"{splits_audit.twins_sentence(twins, own)} The table has those of contradicting labels."
-    )
+    caption = f"{splits_audit.twins_sentence(twins)} The table has those of contradicting labels."
     table = twins[twins["contradicts"].astype(bool)].drop(columns="contradicts")
     yield Exhibit("01_twins", "Twins", caption, table, section=AUDIT)
 

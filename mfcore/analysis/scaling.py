@@ -317,7 +317,7 @@ def inflation_table(study: Study) -> pd.DataFrame:
     if not len(fits):
         return pd.DataFrame()
     table = mean_sd(fits, by, SHOWN, "n_train")
-    leaks = splits_audit.load_schemes(study.audit)
+    leaks = splits_audit.load(study.audit, "schemes.csv")
     table = table.join(leaks.groupby(by)[list(splits_audit.LEAKS)].mean(), on=by)
     for name in SHOWN:
         base = table[table["scheme"] == BASE].set_index("size")[name]

@@ -18,6 +18,7 @@ from mfcore import store
 from mfcore.data.splits_draw import ALL, Scheme, SplitError, across, draw
 
 ROLES = ("train", "val", "test")
+UNIT = ["train_domain", "fold", "size"]  # what names a training
 BLANKS = str.maketrans(" _", "_ ")
 
 
@@ -110,37 +111,31 @@ def _rows(
 
 def _refuse_empty(table: pd.DataFrame, labels: pd.DataFrame) -> None:
     """Refuse a unit whose training or test set lacks a class, or whose validation set is empty."""
-    keys = ["train_domain", "fold", "size"]
     label = table["patch_id"].map(labels.set_index("patch_id")["label"]).rename("label")
-    counts = table.groupby([*keys, "role", label]).size().unstack(["role", "label"], fill_value=0)
-    wanted = pd.MultiIndex.from_product([sorted(ROLES), (0, 1)], names=["role", "label"])
-    counts = counts.reindex(columns=wanted, fill_value=0).stack("role", future_stack=True)
-    is_val = counts.index.get_level_values("role") == "val"
-    empty = counts[np.where(is_val, (counts == 0).all(axis=1), (counts == 0).any(axis=1))]
-    if len(empty):
-        (domain, fold, size, role), row = next(empty.iterrows())
-        missing = "positive" if row[1] == 0 else "negative"
-        raise SplitError(
-            f"size {shortest(size)} leaves no {missing} patch in the {role} set (fold {fold},"
-            f" training on {domain!r}: {row[1]} positive, {row[0]} negative; {len(empty)} such sets"
-            " in all): raise the smallest of splits.sizes, or give the study more data"
-        )
+    counts = table.groupby([*UNIT, "role", label]).size().unstack(["role", "label"], fill_value=0)
+    wanted = pd.MultiIndex.from_product([ROLES, (0, 1)])
+    counts = counts.reindex(columns=wanted, fill_value=0)
+    for role in ROLES:
+        n = counts[role]
+        empty = n[n.max(axis=1) == 0 if role == "val" else n.min(axis=1) == 0]
+        for (domain, fold, size), row in empty.iterrows():
+            missing = "positive" if row[1] == 0 else "negative"
+            raise SplitError(
+                f"size {shortest(size)} leaves no {missing} patch in the {role} set (fold {fold},"
+                f" training on {domain!r}: {row[1]} positive, {row[0]} negative; {len(empty)} such"
+                " sets in all): raise the smallest of splits.sizes, or give the study more data"
+            )
 
 
 def units(table: pd.DataFrame) -> list[Unit]:
     """Every training that a table of splits asks for, sorted."""
-    keys = table[["train_domain", "fold", "size"]].drop_duplicates()
+    keys = table[UNIT].drop_duplicates()
     return sorted(Unit(str(d), int(f), float(s)) for d, f, s in keys.itertuples(index=False))
 
 
 def select(table: pd.DataFrame, unit: Unit) -> dict[str, np.ndarray]:
     """Patch ids (int64, sorted) of one unit by role."""
-    is_unit = (
-        (table["train_domain"] == unit.train_domain)
-        & (table["fold"] == unit.fold)
-        & (table["size"] == unit.size)
-    )
-    rows = table[is_unit]
+    rows = table[(table[UNIT] == [unit.train_domain, unit.fold, unit.size]).all(axis=1)]
     return {
         role: np.sort(rows.loc[rows["role"] == role, "patch_id"].to_numpy(dtype=np.int64))
         for role in ROLES

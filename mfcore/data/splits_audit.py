@@ -1,6 +1,7 @@
 """Leaks of splits: how many test patches share a case, a slide or pixels with a training patch."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,14 @@ from mfcore import store
 from mfcore.data import splits, splits_draw
 from mfcore.data.splits_draw import Placing, Scheme
 
-LEAKS = (
-    "test_on_train_slides",
-    "test_on_train_cases",
-    "test_overlapping_train",
-    "test_twin_in_train",
-)
+# What training may share with a test patch, and the column that tells
+SHARED = {
+    "test_on_train_slides": "slide_id",
+    "test_on_train_cases": "case_id",
+    "test_overlapping_train": None,
+    "test_twin_in_train": "twin",
+}
+LEAKS = tuple(SHARED)
 TWINS = [
     "group",
     "contradicts",
@@ -43,40 +46,33 @@ def audit(table: pd.DataFrame, labels: pd.DataFrame, placing: Placing) -> pd.Dat
     placing: of the patches.
     """
     indexed = splits_draw.with_places(labels, placing).set_index("patch_id")
-    shares_slides, shares_cases = (
-        labels[name].nunique() < len(labels) for name in ("slide_id", "case_id")
-    )
-    has_places = shares_slides and labels["x_l0_px"].notna().any()
+    visible = [name for name in ("slide_id", "case_id") if labels[name].nunique() < len(labels)]
+    has_places = "slide_id" in visible and labels["x_l0_px"].notna().any()
+    visible += ["twin"] if "twin" in labels else []
     rows = []
     for unit in splits.units(table):
-        ids = splits.select(table, unit)
-        train, test = indexed.loc[ids["train"]], indexed.loc[ids["test"]]
+        patches = {role: indexed.loc[ids] for role, ids in splits.select(table, unit).items()}
+        train, test = patches["train"], patches["test"]
+        leaks = {
+            leak: test[name].isin(train[name]).mean() if name in visible else np.nan
+            for leak, name in SHARED.items()
+        }
+        if has_places:
+            leaks["test_overlapping_train"] = splits_draw.overlapping(train, test).mean()
         rows.append(
             {
-                "train_domain": unit.train_domain,
-                "fold": unit.fold,
-                "size": unit.size,
-                **{f"n_{role}": len(ids[role]) for role in splits.ROLES},
+                **asdict(unit),
+                **{f"n_{role}": len(of_role) for role, of_role in patches.items()},
                 **{
-                    f"positives_{role}": float(indexed.loc[ids[role], "label"].mean())
-                    for role in splits.ROLES
+                    f"positives_{role}": of_role["label"].mean()
+                    for role, of_role in patches.items()
                 },
-                "n_train_slides": train["slide_id"].nunique(),
-                "n_test_slides": test["slide_id"].nunique(),
-                "n_train_cases": train["case_id"].nunique(),
-                "n_test_cases": test["case_id"].nunique(),
-                "test_on_train_slides": (
-                    test["slide_id"].isin(train["slide_id"]).mean() if shares_slides else np.nan
-                ),
-                "test_on_train_cases": (
-                    test["case_id"].isin(train["case_id"]).mean() if shares_cases else np.nan
-                ),
-                "test_overlapping_train": (
-                    splits_draw.overlapping(train, test).mean() if has_places else np.nan
-                ),
-                "test_twin_in_train": (
-                    test["twin"].isin(train["twin"]).mean() if "twin" in test else np.nan
-                ),
+                **{
+                    f"n_{role}_{name}s": patches[role][f"{name}_id"].nunique()
+                    for name in ("slide", "case")
+                    for role in ("train", "test")
+                },
+                **leaks,
             }
         )
     return pd.DataFrame(rows)
@@ -129,89 +125,48 @@ def remarks(labels: pd.DataFrame) -> list[str]:
     learnt = labels[labels["official_split"].isin(["train", "val"])]
     n_both = len(set(tested["case_id"]) & set(learnt["case_id"]))
     n_twins = int(learnt["twin"].isin(tested["twin"]).sum())
-    remarks = (
-        (
-            n_slides == n,
-            (
-                "Every patch counts as a slide of its own: the audit can't see which patches share"
-                " slides or pixels."
-            ),
+    remarks = {
+        "Every patch counts as a slide of its own: the audit can't see which patches share slides"
+        " or pixels.": n_slides == n,
+        "No case has several patches: the audit can't see which patches are of one patient.": (
+            n_cases == n
         ),
-        (
-            n_cases == n,
-            "No case has several patches: the audit can't see which patches are of one patient.",
-        ),
-        (
-            n_cases == n_slides < n,
-            (
-                "No case has several slides: where a patient has several slides, the audit can't"
-                " see patients on both sides of a split."
-            ),
-        ),
-        (
-            n_nowhere and n_slides < n,
-            (
-                f"The data don't say where {n_nowhere:,} of the {n:,} patches lie; the audit can't"
-                " see which of these share pixels."
-            ),
-        ),
-        (
-            n_both,
-            (
-                f"The authors' own split has patches of {n_both} cases on both sides; they stay"
-                " where the authors put them."
-            ),
-        ),
-        (
-            n_twins,
-            (
-                f"{n_twins} of the authors' training patches have a twin in the authors' test set;"
-                " by the authors' split they are left out of training here."
-            ),
-        ),
-    )
-    return [remark for holds, remark in remarks if holds]
+        "No case has several slides: where a patient has several slides, the audit can't see"
+        " patients on both sides of a split.": n_cases == n_slides < n,
+        f"The data don't say where {n_nowhere:,} of the {n:,} patches lie; the audit can't see"
+        " which of these share pixels.": n_nowhere and n_slides < n,
+        f"The authors' own split has patches of {n_both} cases on both sides; they stay where the"
+        " authors put them.": n_both,
+        f"{n_twins} of the authors' training patches have a twin in the authors' test set; by the"
+        " authors' split they are left out of training here.": n_twins,
+    }
+    return [remark for remark, holds in remarks.items() if holds]
 
 
-def twins_sentence(table: pd.DataFrame, audit: pd.DataFrame) -> str:
-    """Sentences on the number of twins, and on twins on both sides of a split.
-
-    table, audit: of one study, as `twins` and `audit` return them.
-    """
-    text = "No two patches have the same pixels"
-    if len(table):
-        groups = table.groupby("group")["contradicts"].first()
-        full = audit[(audit["train_domain"] == splits.ALL) & (audit["size"] == audit["size"].max())]
-        text = (
-            f"{len(table):,} patches form {len(groups):,} group{'s' * (len(groups) != 1)} of"
-            f" identical pixels, {groups.sum():,} of them with contradicting labels; of this"
-            f" study's test patches {100 * full['test_twin_in_train'].mean():.1f} % have a twin in"
-            " training"
-        )
+def twins_sentence(table: pd.DataFrame) -> str:
+    """A sentence on the number of twins, as `twins` returns them."""
     return (
-        f"{text} (identical pixels only: a copy that is shifted, scaled or compressed anew isn't"
-        " recognised)."
+        f"{len(table):,} patches have the same pixels as another one,"
+        f" {table['contradicts'].sum():,} of them with contradicting labels (a copy that is"
+        " shifted, scaled or compressed anew isn't recognised)."
     )
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """An audit as a table to read: means over folds, a row a scheme or training domain and a size,
+    """The audit of several schemes as a table to read: means over folds, a row a scheme and a size,
     shares in per cent.
 
-    table: as `audit` or `audit_schemes` returns it.
+    table: as `audit_schemes` returns it.
     """
-    key = "scheme" if "scheme" in table else "train_domain"
-    means = table.drop(columns="fold").groupby([key, "size"], sort=False).mean().reset_index()
-    means = means.iloc[np.argsort(means[key] != splits.ALL, kind="stable")]
+    means = table.groupby(["scheme", "size"], sort=False).mean().reset_index()
+    counts = ["n_train", "n_val", "n_test"]
+    means[counts] = means[counts].round().astype(int)
+    shares = ["positives_train", "positives_test", *LEAKS]
+    means[shares] = means[shares].apply(per_cent)
     # A space that doesn't break
-    sizes = [f"{splits.percent(size)}\u00a0%" for size in means["size"]]
-    names = means[key].map(scheme_title) if key == "scheme" else means[key]
-    shown = {"scheme" if key == "scheme" else "trained on": names.to_numpy(), "size": sizes}
-    shown |= {
-        name: means[name].round().astype(int).to_numpy() for name in ("n_train", "n_val", "n_test")
-    }
-    shares = ("positives_train", "positives_test", *LEAKS)
-    return pd.DataFrame(shown | {name: per_cent(means[name]) for name in shares})
+    means["size"] = [f"{splits.percent(size)}\u00a0%" for size in means["size"]]
+    means["scheme"] = means["scheme"].map(scheme_title)
+    return means[["scheme", "size", *counts, *shares]]
 
 
 def per_cent(shares: pd.Series) -> list[str]:
@@ -231,24 +186,6 @@ def scheme_title(scheme: str) -> str:
     return titles.get(scheme, f"by {scheme.replace('_', ' ')}")
 
 
-def between(probes: pd.DataFrame, networks: pd.DataFrame) -> dict[str, float]:
-    """The overlap of two tables of splits: means over folds with all the data, trained on all
-    domains.
-
-    ``tested_by_both``: share of the probes' test patches that the networks are tested on too;
-    ``trained_on_by_networks``: share of them that the networks train on or validate with.
-    """
-    full = [unit for unit in splits.units(probes) if unit.train_domain == splits.ALL]
-    full = [unit for unit in full if unit.size == max(each.size for each in full)]
-    pairs = [(splits.select(probes, unit)["test"], splits.select(networks, unit)) for unit in full]
-    both = [np.isin(test, of_network["test"]).mean() for test, of_network in pairs]
-    seen = [
-        np.isin(test, np.concatenate([of_network["train"], of_network["val"]])).mean()
-        for test, of_network in pairs
-    ]
-    return {"tested_by_both": float(np.mean(both)), "trained_on_by_networks": float(np.mean(seen))}
-
-
 def tests_sentence(table: pd.DataFrame) -> str:
     """A sentence on splits whose folds all test the same patches; empty where the folds differ.
 
@@ -264,35 +201,9 @@ def tests_sentence(table: pd.DataFrame) -> str:
     )
 
 
-def networks_sentence(run: store.Run) -> str:
-    """A sentence on the networks' splits against the probes', from a finished audit; empty where
-    they are the same.
+def load(run: store.Run, name: str = "audit.csv") -> pd.DataFrame:
+    """A table of a finished audit: of the study's own splits, as `audit` returns it; of every
+    scheme ("schemes.csv", `audit_schemes`); of twins ("twins.csv", `twins`).
     """
-    shares = run.record["facts"].get("networks", {})
-    if not shares:
-        return ""
-    tested, trained = (100 * shares[name] for name in ("tested_by_both", "trained_on_by_networks"))
-    return (
-        "Networks have folds of their own: of the patches that a fold tests the probes on,"
-        f" {tested:.0f} % test the networks too, and {trained:.0f} % train them: probes and"
-        " networks are compared on different patches."
-    )
-
-
-def load(run: store.Run) -> pd.DataFrame:
-    """The audit of the study's own splits, as `audit` returns it."""
-    table = pd.read_csv(run.path("audit.csv"))
-    names = pd.read_csv(
-        run.path("audit.csv"), usecols=["train_domain"], dtype=str, keep_default_na=False
-    )
-    return table.assign(**names)  # a domain may be called NA or 1
-
-
-def load_schemes(run: store.Run) -> pd.DataFrame:
-    """The audit under every scheme, as `audit_schemes` returns it."""
-    return pd.read_csv(run.path("schemes.csv"))
-
-
-def load_twins(run: store.Run) -> pd.DataFrame:
-    """The patches that have a twin, as `twins` returns them."""
-    return pd.read_csv(run.path("twins.csv"))
+    options = {"keep_default_na": False, "na_values": [""], "dtype": {"train_domain": str}}
+    return pd.read_csv(run.path(name), **options)  # a domain may be called NA or 1

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
-from mfcore.data.labels.schema import ALL, FEW_CASES
+from mfcore.data.labels.schema import ALL, FAR_L0_PX, FEW_CASES
+from mfcore.data.options import Splits
+from mfcore.store.options import options
 from mfcore.streams import generator
 
 BY_TRAINING_SCRIPT = (  # as the released training scripts draw, for networks alone
@@ -26,8 +29,6 @@ BY_TRAINING_SCRIPT = (  # as the released training scripts draw, for networks al
 )
 # draws of cases from which the best balanced is kept; many more, and few cases leave one answer
 N_PROPOSALS = 20
-
-FAR_L0_PX = 1e9  # farther than any two places on one slide
 
 Roles = dict[str, np.ndarray]  # patch ids (int64, sorted) by role
 
@@ -49,25 +50,17 @@ class Placing:
     um_per_px: float | None = 0.25
 
 
-@dataclass(frozen=True)
-class Scheme:
+@options
+class Scheme(Splits):
     """How patches are split into training, validation and test sets.
 
     split_by: "slide", "official", "annotation", "annotation_buffered" or `BY_TRAINING_SCRIPT`.
-    stratified: whether the classes are balanced. n_folds: Monte Carlo folds, all drawn from
-    ``seed``. test_fraction: of all patches. val_fraction: of the other patches. sizes: shares of
-    the patches that don't test. by_domain: also train on single domains, at size 1. placing: of the
-    patches, for "annotation_buffered".
+    stratified: whether the classes are balanced. placing: of the patches, for
+    "annotation_buffered".
     """
 
     split_by: str = "slide"
     stratified: bool = True
-    seed: int = 42
-    n_folds: int = 5
-    test_fraction: float = 0.2
-    val_fraction: float = 0.2
-    sizes: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    by_domain: bool = True
     placing: Placing = Placing()
 
     @property
@@ -86,10 +79,14 @@ def draw(
     labels: the patches to divide, as `mfcore.data.labels.table.COLUMNS`. Raises SplitError where
     they can't be divided.
     """
-    if scheme.split_by == BY_TRAINING_SCRIPT:
-        return _as_trained(labels, scheme, train_domain, fold, sizes)
     if scheme.is_released:
-        return _as_released(labels, scheme, fold, sizes)
+        by_script = _as_trained if scheme.split_by == BY_TRAINING_SCRIPT else _as_released
+        rows_of = by_script(len(labels), scheme, train_domain, scheme.seed + fold, sizes)
+        ids = labels["patch_id"].to_numpy()
+        return {
+            size: {role: np.sort(ids[rows]) for role, rows in roles.items()}
+            for size, roles in rows_of.items()
+        }
     divide = _divide_officially if scheme.split_by == "official" else _divide
     roles = divide(labels, scheme, train_domain, fold)
     if scheme.split_by == "annotation_buffered":
@@ -151,7 +148,7 @@ def _divide_officially(labels: pd.DataFrame, scheme: Scheme, train_domain: str, 
         name: labels.loc[official == name, "patch_id"].to_numpy()
         for name in ("train", "val", "test")
     }
-    if not len(ids["test"]) or not len(ids["train"]):
+    if not (len(ids["test"]) and len(ids["train"])):
         raise SplitError(
             f"the data name no official test slides for {train_domain!r} (the labels' column"
             " official_split); set switches.split_by: slide, or leave 'official' out of"
@@ -165,43 +162,39 @@ def _divide_officially(labels: pd.DataFrame, scheme: Scheme, train_domain: str, 
 
 
 def _as_released(
-    labels: pd.DataFrame, scheme: Scheme, fold: int, sizes: tuple[float, ...]
+    n: int, scheme: Scheme, train_domain: str, seed: int, sizes: tuple[float, ...]
 ) -> dict[float, Roles]:
-    """The released probe script's draws (seeds 42 to 46, row order): one generator for all sizes,
-    in the order of ``sizes``.
+    """The released probe script's draws (seeds 42 to 46) as rows of ``n``: one generator for all
+    sizes, in the order of ``sizes``.
 
     Its further 20 %, which the probe leaves unused, is the end-to-end network's validation set
     where folds are shared.
     """
-    rng = np.random.default_rng(scheme.seed + fold)
-    rows = np.arange(len(labels))
-    test = rng.choice(len(rows), size=int(len(rows) * scheme.test_fraction), replace=False)
-    pool = np.setdiff1d(rows, test)
-    ids = labels["patch_id"].to_numpy()
-    roles_of = {}
+    rng, roles_of = np.random.default_rng(seed), {}
+    test = rng.choice(n, size=int(n * scheme.test_fraction), replace=False)
+    pool = np.setdiff1d(np.arange(n), test)
     for size in sizes:
         drawn = rng.choice(pool, size=int(len(pool) * size), replace=False)
         train = rng.choice(drawn, size=int((1 - scheme.val_fraction) * len(drawn)), replace=False)
-        chosen = {"train": train, "val": np.setdiff1d(drawn, train), "test": test}
-        roles_of[size] = {role: np.sort(ids[rows]) for role, rows in chosen.items()}
+        roles_of[size] = {"train": train, "val": np.setdiff1d(drawn, train), "test": test}
     return roles_of
 
 
 def _as_trained(
-    labels: pd.DataFrame, scheme: Scheme, train_domain: str, fold: int, sizes: tuple[float, ...]
+    n: int, scheme: Scheme, train_domain: str, seed: int, sizes: tuple[float, ...]
 ) -> dict[float, Roles]:
-    """The released training scripts' draws (seeds 42 to 46, row order), by numpy's old generator,
-    begun anew for each size.
+    """The released training scripts' draws (seeds 42 to 46) as rows of ``n``, by numpy's old
+    generator, begun anew for each size.
 
     On all domains as ``train_classifier.py``, on one as ``train_classifier_tumor_specific.py``,
     which leaves the draws to pandas and begins the generator again for validation.
     """
-    seed, held_out, validating = scheme.seed + fold, scheme.test_fraction, scheme.val_fraction
-    rows, ids, roles_of = pd.Series(np.arange(len(labels))), labels["patch_id"].to_numpy(), {}
+    held_out, validating = scheme.test_fraction, scheme.val_fraction
+    rows, roles_of = pd.Series(np.arange(n)), {}
     for size in sizes:
         rng = np.random.RandomState(seed)
         if train_domain == ALL:
-            test = rng.choice(rows, size=int(len(rows) * held_out), replace=False)
+            test = rng.choice(rows, size=int(n * held_out), replace=False)
             pool = rows.drop(test)
             drawn = rng.choice(pool, size=int(len(pool) * size), replace=False)
             val = rng.choice(drawn, size=int(len(drawn) * validating), replace=False)
@@ -210,10 +203,7 @@ def _as_trained(
             drawn = rows.drop(test)
             val = drawn.sample(frac=validating, random_state=seed).to_numpy()
         roles_of[size] = {"train": np.setdiff1d(drawn, val), "val": val, "test": test}
-    return {
-        size: {role: np.sort(ids[chosen]) for role, chosen in roles.items()}
-        for size, roles in roles_of.items()
-    }
+    return roles_of
 
 
 def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tuple) -> np.ndarray:
@@ -226,24 +216,16 @@ def _take_slides(labels: pd.DataFrame, scheme: Scheme, share: float, stream: tup
     largest deviation from ``share`` in either class is least. Returns patch ids.
     """
     chosen = []
-    n_named = labels["case_id"].nunique()
-    labels = (
-        labels.assign(case_id=_one_where_linked(labels["case_id"], labels["twin"]))
-        if "twin" in labels
-        else labels
-    )
-    as_one = (
-        " (cases that share identical patches count as one)"
-        if labels["case_id"].nunique() < n_named
-        else ""
-    )
+    if "twin" in labels:
+        labels = labels.assign(case_id=_one_where_linked(labels["case_id"], labels["twin"]))
     for stratum, within in labels.groupby(_strata(labels), sort=True):
         names, case = np.unique(within["case_id"].to_numpy(), return_inverse=True)
         if len(names) < 2:
             raise SplitError(
                 f"{stratum!r} has {len(names)} case left to divide ({stream[0]} of {stream[1]!r},"
-                f" fold {stream[2]}){as_one}; by slide it needs three or more. Leave the domain"
-                " out, set splits.by_domain: false, or switches.split_by: annotation"
+                f" fold {stream[2]}; cases that share identical patches count as one); by slide it"
+                " needs three or more. Leave the domain out, set splits.by_domain: false, or"
+                " switches.split_by: annotation"
             )
         # Shape: (2, n_cases)
         counts = np.stack(
@@ -280,8 +262,6 @@ def _one_where_linked(names: pd.Series, links: pd.Series) -> pd.Series:
     one's name.
     """
     first = names.groupby(links).transform("first")
-    from scipy.cluster.hierarchy import DisjointSet
-
     sets = DisjointSet(names)
     for linked in set(zip(names, first, strict=True)):
         sets.merge(*linked)

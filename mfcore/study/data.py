@@ -341,26 +341,22 @@ def write_audit(study: Settings, results: Path) -> store.Run:
     """Audit the study's splits and every scheme: ``audit.csv``, ``schemes.csv``, ``twins.csv``.
 
     The run's facts: ``not_drawn``, the schemes that can't split these data, with the reasons;
-    ``networks``, as `splits_audit.between`, where networks have splits of their own; ``remarks``,
-    as `splits_audit.remarks`.
+    ``remarks``, as `splits_audit.remarks`.
     """
     run = store.open_run(results, *_audit(study, results))
     if not run.done:
         table = labels_with_twins(study, results)
-        probes, networks = (
-            splits.load(find_splits(study, results, is_networks)) for is_networks in (False, True)
-        )
         schemes, reasons = splits_audit.audit_schemes(table, schemes_of(study))
         tables = {
-            "audit.csv": splits_audit.audit(probes, table, placing_of(study)),
+            "audit.csv": splits_audit.audit(
+                splits.load(find_splits(study, results)), table, placing_of(study)
+            ),
             "schemes.csv": schemes,
             "twins.csv": splits_audit.twins(table),
         }
         for name, content in tables.items():
             store.write_csv(run.path(name), content)
-        between = {} if study.switches.shared_splits else splits_audit.between(probes, networks)
-        remarks = splits_audit.remarks(table)
-        run.finish(list(tables), not_drawn=reasons, networks=between, remarks=remarks)
+        run.finish(list(tables), not_drawn=reasons, remarks=splits_audit.remarks(table))
     return run
 
 

@@ -110,7 +110,7 @@ def test_the_audit_has_every_fold_and_what_could_not_be_drawn(study):
     assert folds.table["scheme"].tolist() == ["by slide"] * 2 + ["by annotation, as released"] * 2
     assert folds.table["fold"].tolist() == [0, 1, 0, 1] and (folds.table["size"] == "100 %").all()
     assert set(own.table["trained on"]) == {"all", "a", "b"} and "test_on_train_cases" in own.table
-    assert "2 patches form 1 group of identical pixels, 1 of them with contradicting labels" in twins.caption
+    assert "2 patches have the same pixels as another one, 2 of them with contradicting labels" in twins.caption
     assert set(twins.table["file"]) == {"<f>.svs"}
     assert {one.section for one in (schemes, folds, own, twins)} == {first_look.AUDIT}
 

@@ -42,7 +42,7 @@ def test_audit_finds_what_was_planted():
     assert found["test_on_train_slides"].item() == pytest.approx(2 / 3)
     assert found["test_overlapping_train"].item() == pytest.approx(2 / 3)  # 3 with 2, and 5 with 0 by half a pixel
     assert found["positives_train"].item() == pytest.approx(1 / 3)
-    summary = splits_audit.summary(found).iloc[0]
+    summary = splits_audit.summary(found.assign(scheme="slide").drop(columns="train_domain")).iloc[0]
     assert summary["test_overlapping_train"] == "66.7 %" and summary["n_train"] == 3
 
 
@@ -51,7 +51,7 @@ def test_slides_of_one_case_on_both_sides_are_a_leak():
     found = splits_audit.audit(table, labels.assign(case_id=["P", "P", "Q", "Q", "P", "P"]), Placing()).iloc[0]
     assert found["test_on_train_slides"] == pytest.approx(2 / 3) and found["test_on_train_cases"] == 1
     assert found[["n_train_slides", "n_test_slides", "n_train_cases", "n_test_cases"]].tolist() == [2, 3, 2, 2]
-    shown = splits_audit.summary(found.to_frame().T.infer_objects()).iloc[0]
+    shown = splits_audit.summary(found.drop("train_domain").to_frame().T.infer_objects().assign(scheme="slide")).iloc[0]
     assert shown["test_on_train_cases"] == "100.0 %" and shown["test_on_train_slides"] == "66.7 %"
 
 
@@ -70,7 +70,7 @@ def test_what_the_data_cannot_show_is_a_dash_and_said():
     ):
         found = splits_audit.audit(table, of, Placing())
         assert [leak for leak in splits_audit.LEAKS if found[leak].isna().all()] == unseen
-        shown = splits_audit.summary(found).iloc[0]
+        shown = splits_audit.summary(found.assign(scheme="slide").drop(columns="train_domain")).iloc[0]
         assert [leak for leak in splits_audit.LEAKS if shown[leak] == "–"] == unseen
         assert said in " ".join(splits_audit.remarks(of))
     several = labels.assign(case_id=["P", "P", "Q", "Q", "P", "P"])
@@ -104,10 +104,9 @@ def test_twins_are_counted_listed_and_their_contradictions_come_first():
     listed = splits_audit.twins(labels)
     assert listed.columns.tolist() == splits_audit.TWINS and listed["patch_id"].tolist() == [1, 3, 0, 2, 5]
     assert listed["contradicts"].tolist() == [True] * 2 + [False] * 3
-    said = splits_audit.twins_sentence(listed, found)
-    assert "5 patches form 2 groups of identical pixels, 1 of them with contradicting labels" in said
-    assert "66.7 % have a twin in training" in said and "a copy that is shifted" in said
-    assert splits_audit.twins_sentence(listed.iloc[:0], found).startswith("No two patches have the same pixels")
+    said = splits_audit.twins_sentence(listed)
+    assert said.startswith("5 patches have the same pixels as another one, 2 of them with contradicting labels")
+    assert splits_audit.twins_sentence(listed.iloc[:0]).startswith("0 patches have the same pixels")
 
 
 @pytest.mark.parametrize("placing", [Placing(224, 0.2), Placing(223), Placing(223, None)])  # the first: 179.2 px
