@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mfcore import store, streams
-from mfcore.data.synthetic import fields
+from mfcore.data.synthetic import cells, fields
 from mfcore.data.synthetic.slides import write_pyramid
 from mfcore.tasks import slides
 from mfcore.tasks.task import CLASSIFICATION, COLUMNS, SEGMENTATION, Task, TaskError, read_image
@@ -159,7 +159,7 @@ NUCLEI = Task(
     "synthetic_nuclei",
     "synthetic nuclei",
     SEGMENTATION,
-    fields.NUCLEI,
+    cells.NUCLEI,
     read=load,
     mask=read_mask,
     prepare=partial(make, 36, draw=draw_patches),

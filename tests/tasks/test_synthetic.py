@@ -5,7 +5,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import balanced_accuracy_score
 
-from mfcore.data.synthetic import fields
+from mfcore.data.synthetic import cells, fields
 from mfcore.data.synthetic.canvas import Canvas, noise
 from mfcore.data.synthetic.slides import make_dataset
 from mfcore.tasks import synthetic
@@ -65,7 +65,9 @@ def test_masks_name_every_class_and_lie_on_the_dark_nuclei(made):
         assert grey[mine][inside].mean() < grey[mine][moved].mean() - 5
 
 
-@pytest.mark.parametrize(("kind", "value"), [("tumour", 1), ("lymphocyte", 2), ("spindle", 3), ("dying", 0)])
+@pytest.mark.parametrize(
+    ("kind", "value"), [("tumour", 1), ("lymphocyte", 2), ("spindle", 3), ("apoptotic", 0), ("pyknotic", 0)]
+)
 def test_a_mask_is_what_was_painted(kind, value):
     """Read off the eosin, which every nucleus dims by one factor: half dimmed or more is the nucleus's."""
     for seed in range(5):
@@ -73,7 +75,7 @@ def test_a_mask_is_what_was_painted(kind, value):
         layers = np.full((64, 64), 0.05, np.float32), np.ones((64, 64), np.float32)
         canvas = Canvas(*layers, 0.5, noise(1, 0.5), truth)
         look = fields.slide_look(1, seed).look
-        fields._draw_cell(canvas, 30.0, 34.0, kind, 0.4, look, np.random.default_rng(seed))
+        cells.draw(canvas, (30.0, 34.0), kind, np.random.default_rng(seed), look, angle=0.4, hard=0.3)
         share = (1 - canvas.e) / (1 - canvas.e).max()
         clear = np.abs(share - 0.5) > 1e-3
         expected = np.where(share >= 0.5, value, 9) if value else np.full((64, 64), 9)

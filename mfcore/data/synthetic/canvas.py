@@ -4,46 +4,32 @@ Shapes are signed distances in um (negative inside), roughened by noise and turn
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
 from mfcore import streams
+from mfcore.data.synthetic.domains import Look
 
 GRAINS_UM = (0.25, 0.45, 0.8, 1.4, 2.6)
 """Correlation lengths, in um, of the noise that shapes are roughened and textured with."""
-
-
-class Noise:
-    """Periodic noise of unit variance at several grains; cut anywhere, flipped at random, so that
-    no two cells are alike.
-    """
-
-    def __init__(self, seed: int, um_per_px: float, side_px: int = 640):
-        self.side_px = side_px
-        white = streams.generator(seed, "synthetic", "noise").standard_normal(
-            (side_px, side_px), dtype=np.float32
-        )
-        self.tiles = {}
-        for grain in GRAINS_UM:
-            tile = ndimage.gaussian_filter(white, grain / um_per_px, mode="wrap")
-            self.tiles[grain] = tile / tile.std()
-
-    def cut(self, rng: np.random.Generator, grain_um: float, shape: tuple[int, int]) -> np.ndarray:
-        """A random cut of one grain, float32 ``shape``: mean about 0, deviation about 1."""
-        tile = self.tiles[grain_um]
-        row = rng.integers(0, self.side_px - shape[0])
-        column = rng.integers(0, self.side_px - shape[1])
-        cut = tile[row : row + shape[0], column : column + shape[1]]
-        flips = rng.integers(0, 4)
-        return cut[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)]
+NOISE_PX = 640
 
 
 @functools.lru_cache(maxsize=8)
-def noise(seed: int, um_per_px: float) -> Noise:
-    """The noise of a seed and resolution, made once per process."""
-    return Noise(seed, um_per_px)
+def noise(seed: int, um_per_px: float) -> dict[float, np.ndarray]:
+    """Periodic noise of unit variance by grain, float32 (NOISE_PX, NOISE_PX); made once per
+    process.
+    """
+    white = streams.generator(seed, "synthetic", "noise").standard_normal(
+        (NOISE_PX, NOISE_PX), dtype=np.float32
+    )
+    tiles = {
+        grain: ndimage.gaussian_filter(white, grain / um_per_px, mode="wrap") for grain in GRAINS_UM
+    }
+    return {grain: tile / tile.std() for grain, tile in tiles.items()}
 
 
 @dataclass
@@ -51,55 +37,75 @@ class Canvas:
     """Two layers, haematoxylin ``h`` and eosin ``e``: float32 (n_rows, n_columns), in amounts of
     stain.
 
-    truth: uint8 (n_rows, n_columns), the value of what was painted at each px; 0 where nothing with
-    a value was.
+    grain: the `noise` that cells are textured with. truth: uint8 (n_rows, n_columns), the value of
+    what was painted at each px; 0 where nothing with a value was.
     """
 
     h: np.ndarray
     e: np.ndarray
     um_per_px: float
-    grain: Noise
+    grain: dict[float, np.ndarray]
     truth: np.ndarray
 
 
 class Window:
-    """The part of the canvas within ``radius_um`` of a cell's centre, in um, clipped at the border.
+    """The part of the canvas within ``radius_um`` of a cell's centre (x, y in px), in um, clipped
+    at the border.
 
-    rng: the stream that draws the cell. value: of the cell in the canvas's ``truth``; 0 leaves
-    ``truth`` as it is.
+    rng: the stream that draws the cell. look: of its domain. angle: of the fibres around it. hard:
+    from 0, a textbook's cell, to 1, one of which the class can hardly be told. value: of the cell
+    in the canvas's ``truth``; 0 leaves ``truth`` as it is.
     """
 
     def __init__(
         self,
         canvas: Canvas,
-        x_px: float,
-        y_px: float,
+        centre_px: Sequence[float],
         radius_um: float,
         rng: np.random.Generator,
+        look: Look,
+        angle: float = 0.0,
+        hard: float = 0.0,
         value: int = 0,
     ):
-        reach = radius_um / canvas.um_per_px
-        n_rows, n_columns = canvas.h.shape
-        top, bottom = max(0, int(y_px - reach)), min(n_rows, int(y_px + reach) + 1)
-        left, right = max(0, int(x_px - reach)), min(n_columns, int(x_px + reach) + 1)
-        self.h, self.e, self.truth = (
-            layer[top:bottom, left:right] for layer in (canvas.h, canvas.e, canvas.truth)
-        )
-        self.x = ((np.arange(left, right, dtype=np.float32) - x_px) * canvas.um_per_px)[None, :]
-        self.y = ((np.arange(top, bottom, dtype=np.float32) - y_px) * canvas.um_per_px)[:, None]
-        self.rng, self.grain, self.value = rng, canvas.grain, value
+        self.look, self.angle, self.hard, self.value = look, angle, hard, value
+        self.rng, self.random, self.uniform, self.normal = (
+            rng, rng.random, rng.uniform, rng.normal
+        )  # fmt: skip
+        self.grain = canvas.grain
+        part = around(centre_px, radius_um / canvas.um_per_px, canvas.h.shape)
+        self.h, self.e, self.truth = (layer[part] for layer in (canvas.h, canvas.e, canvas.truth))
+        rows, columns = (np.arange(each.start, each.stop, dtype=np.float32) for each in part)
+        self.x = ((columns - centre_px[0]) * canvas.um_per_px)[None, :]
+        self.y = ((rows - centre_px[1]) * canvas.um_per_px)[:, None]
 
     def noise(self, grain_um: float) -> np.ndarray:
-        """Noise of unit variance over the window."""
-        return self.grain.cut(self.rng, grain_um, self.h.shape)
+        """Noise over the window, cut anywhere and flipped at random, so that no two cells are
+        alike: mean about 0, deviation about 1.
+        """
+        n_rows, n_columns = self.h.shape
+        row = self.rng.integers(0, NOISE_PX - n_rows)
+        column = self.rng.integers(0, NOISE_PX - n_columns)
+        cut = self.grain[grain_um][row : row + n_rows, column : column + n_columns]
+        flips = self.rng.integers(0, 4)
+        return cut[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)]
+
+    def meet(self, easy: float, middle: float) -> float:
+        """From the textbook's value to the one that both classes share, as ``hard`` says."""
+        return easy + (middle - easy) * self.hard
 
     def turn(self) -> float:
         """A random direction of an axis."""
-        return self.rng.uniform(0, np.pi)
+        return self.uniform(0, np.pi)
 
     def halo(self, share: float, low_um: float, high_um: float) -> float:
         """Width in um of the cleft around a cell; 0 except in a ``share`` of cells."""
-        return self.rng.uniform(low_um, high_um) if self.rng.random() < share else 0.0
+        return self.uniform(low_um, high_um) if self.random() < share else 0.0
+
+    def aside(self, far_um: float) -> tuple[float, float, float]:
+        """A random direction, and the point (x, y) in um that lies ``far_um`` that way."""
+        turn = self.uniform(0, 2 * np.pi)
+        return turn, far_um * np.cos(turn), far_um * np.sin(turn)
 
     def turned(
         self, angle: float, x_um: float = 0.0, y_um: float = 0.0
@@ -145,6 +151,16 @@ class Window:
             layer += mask * (amount - layer)
         if self.value:
             self.truth[mask >= 0.5] = self.value
+
+
+def around(
+    centre_px: Sequence[float], reach_px: float, shape: tuple[int, int]
+) -> tuple[slice, slice]:
+    """Rows and columns of an array of ``shape`` within ``reach_px`` of a centre (x, y)."""
+    return tuple(
+        slice(max(0, int(at - reach_px)), min(n, int(at + reach_px) + 1))
+        for at, n in zip(centre_px[::-1], shape, strict=True)
+    )
 
 
 def cover(distance: np.ndarray, edge_um: float) -> np.ndarray:

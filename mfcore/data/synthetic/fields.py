@@ -11,13 +11,10 @@ import numpy as np
 
 from mfcore import streams
 from mfcore.data.synthetic import cells
-from mfcore.data.synthetic.canvas import Canvas, Window
-from mfcore.data.synthetic.domains import Domain, Look, all_domains
-from mfcore.data.synthetic.tissue import Plan, coarse_at, draw_vacuoles, ground, lay_out, scan
+from mfcore.data.synthetic.domains import Domain, all_domains
+from mfcore.data.synthetic.tissue import Plan, coarse_at, ground, lay_out, scan
 
 UM_PER_PX = 0.5
-NUCLEI = ("background", "tumour", "lymphocyte", "spindle")
-"""Classes of a field's mask by their value."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +50,17 @@ def slide_look(seed: int, index: int) -> Domain:
     """
     rng = streams.generator(seed, "synthetic", "slide look", index)
     domain = all_domains()[int(rng.integers(len(all_domains())))]
-    strength = np.exp(rng.normal(0, 0.30, 2))
+    strength = np.exp(rng.normal(0, 0.30, (2, 1)))
     hues = np.exp(rng.normal(0, 0.16, (2, 3)))
-    stains = np.array([domain.haematoxylin, domain.eosin]) * hues * strength[:, None]
-    white = np.clip(np.array(domain.white) - rng.uniform(0, 22, 3), 0, 255)
+    stains = np.array([domain.haematoxylin, domain.eosin]) * hues * strength
+    haematoxylin, eosin = stains.tolist()
+    white = np.clip(np.array(domain.white) - rng.uniform(0, 22, 3), 0, 255).tolist()
     return replace(
         domain,
         um_per_px=UM_PER_PX,
-        haematoxylin=tuple(stains[0].tolist()),
-        eosin=tuple(stains[1].tolist()),
-        white=tuple(white.tolist()),
+        haematoxylin=haematoxylin,
+        eosin=eosin,
+        white=white,
         blur_um=domain.blur_um * float(np.exp(rng.normal(0.2, 0.3))),
         sharpen=float(rng.choice([0.0, 0.3, 0.6])),
     )
@@ -72,10 +70,9 @@ def draw_field(
     seed: int, index: int, tissue: Tissue, look: Domain, side_px: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A square field: its pixels uint8 (side_px, side_px, 3), and its nuclei uint8 (side_px,
-    side_px), values as in `NUCLEI`.
+    side_px), values as in `cells.NUCLEI`.
 
-    The same seed and index give the same field. In the mask, dying cells are background: their
-    chromatin has no outline.
+    The same seed and index give the same field.
     """
     domain = replace(
         look,
@@ -93,37 +90,17 @@ def draw_field(
             stroma_px=np.concatenate([layout.tumour_px, layout.stroma_px]),
             tumour_px=layout.tumour_px[:0],
         )
-    canvas, angles, rng = ground(seed, plan, layout)
-    draw_vacuoles(canvas, 9000, rng)
+    canvas, angles, rng = ground(seed, plan, layout, 9000)
     for places, share in (
         (layout.stroma_px, tissue.in_stroma),
         (layout.tumour_px, tissue.in_tumour),
     ):
-        kinds = rng.choice(KINDS, len(places), p=share)
-        for (x, y), kind, angle in zip(places, kinds, coarse_at(angles, places), strict=True):
-            _draw_cell(canvas, float(x), float(y), kind, angle, domain.look, rng)
+        kinds = rng.choice(KINDS, len(places), p=share).tolist()
+        cell_angles = coarse_at(angles, places)
+        for at, kind, angle in zip(places.tolist(), kinds, cell_angles, strict=True):
+            hard = 0.0
+            if kind == "dying":
+                kind = "apoptotic" if rng.random() < 0.6 else "pyknotic"
+                hard = rng.uniform(0.1, 0.7)
+            cells.draw(canvas, at, kind, rng, domain.look, angle, hard)
     return scan(canvas, domain, rng), canvas.truth
-
-
-def _draw_cell(
-    canvas: Canvas,
-    x: float,
-    y: float,
-    kind: str,
-    angle: float,
-    look: Look,
-    rng: np.random.Generator,
-) -> None:
-    """Draw one cell, and its nucleus into the canvas's ``truth``."""
-    if kind == "dying":
-        shape = cells.apoptotic if rng.random() < 0.6 else cells.pyknotic
-        shape(Window(canvas, x, y, 11, rng), look, rng.uniform(0.1, 0.7))
-        return
-    radius_um = {"tumour": look.radius_um * 2.2, "lymphocyte": 5, "spindle": 9}[kind]
-    window = Window(canvas, x, y, radius_um, rng, NUCLEI.index(kind))
-    if kind == "tumour":
-        cells.interphase(window, look)
-    elif kind == "lymphocyte":
-        cells.lymphocyte(window, look)
-    else:
-        cells.spindle(window, look, angle)

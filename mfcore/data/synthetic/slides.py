@@ -13,14 +13,14 @@ The form, the domains, the scanners and the raters' agreement are those of MIDOG
 `mfcore.data.synthetic.cells`.
 """
 
+import functools
 import multiprocessing
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm.auto import tqdm
 
 from mfcore import store, streams
@@ -37,6 +37,7 @@ INFO = {
 LICENSES = [
     {"url": "https://creativecommons.org/publicdomain/zero/1.0/deed.de", "id": 1, "name": "CC0"}
 ]
+CATEGORIES = [{"id": 1, "name": "mitotic figure"}, {"id": 2, "name": "not mitotic figure"}]
 BOX_PX = 50
 JITTER_PX = 4
 """A box is off its cell's centre by up to this much along each axis, in both classes alike."""
@@ -71,41 +72,34 @@ def make_dataset(
     that are there are kept. Raises SyntheticError for numbers that can't be met, and where
     ``folder`` holds anything made otherwise.
     """
-    folder = Path(folder)
     if n_workers < 1:
         raise SyntheticError(f"n_workers is {n_workers}; it must be 1 or more")
-    plans = plan_slides(seed, n_slides, n_annotations)
-    config = {
-        "seed": seed,
-        "n_slides": n_slides,
-        "n_annotations": n_annotations,
-        "generator": VERSION,
-    }
+    folder, plans = Path(folder), plan_slides(seed, n_slides, n_annotations)
+    sizes = {"seed": seed, "n_slides": n_slides, "n_annotations": n_annotations}
+    config = {**sizes, "generator": VERSION}
     _claim(folder, config)
     files = [folder / "images" / _file_name(plan) for plan in plans]
     record = folder / "made.json"
-    made = [*files, folder / "annotations.json", folder / "truth.csv", record]
-    if all(file.is_file() for file in made):
+    made = [*files, folder / "annotations.json", folder / "truth.csv"]
+    if all(file.is_file() for file in (*made, record)):
         return folder
     record.unlink(missing_ok=True)
     for leftover in folder.rglob(".*.partial"):
         leftover.unlink()
 
-    missing = [(plan, file) for plan, file in zip(plans, files, strict=True) if not file.is_file()]
-    drawn = _each(seed, missing, n_workers)
-    for _ in tqdm(
-        drawn,
-        total=n_slides,
-        initial=n_slides - len(missing),
-        desc="synthetic slides",
-        unit="slide",
-    ):
-        pass
+    missing = [pair for pair in zip(plans, files, strict=True) if not pair[1].is_file()]
+    shown = {"total": n_slides, "initial": n_slides - len(missing), "unit": "slide"}
+    make = functools.partial(_make_slide, seed)
+    # a notebook's process may hold threads, which forking would break
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
+        each = map if n_workers == 1 else pool.map
+        list(tqdm(each(make, missing), "synthetic slides", **shown))
     content, truth = annotate(seed, plans)
     store.write_json(folder / "annotations.json", content)
     store.write_csv(folder / "truth.csv", truth)
-    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in made[:-1]}
-    store.write_json(record, {**config, "bytes": sizes})
+    n_bytes = {str(file.relative_to(folder)): file.stat().st_size for file in made}
+    store.write_json(record, {**config, "bytes": n_bytes})
     return folder
 
 
@@ -126,23 +120,12 @@ def plan_slides(seed: int, n_slides: int, n_annotations: int) -> list[Plan]:
     domains = [known[index * len(known) // n_slides] for index in range(n_slides)]
     weights = np.array([domain.share for domain in domains]) * np.exp(rng.normal(0, 0.55, n_slides))
     counts = _shares(weights, n_annotations)
-    positive = np.array(
-        [rng.beta(7 * domain.positive, 7 * (1 - domain.positive)) for domain in domains]
-    )
-    positive = np.clip(positive, 0.06, 0.94)
+    expected = np.array([domain.positive for domain in domains])
+    positive = np.clip(rng.beta(7 * expected, 7 * (1 - expected)), 0.06, 0.94)
     positive[rng.choice(n_slides, round(WITHOUT_MITOSES * n_slides), replace=False)] = 0
     sides = 8 * rng.integers(200, 270, (n_slides, 2))
-    return [
-        Plan(
-            index,
-            domains[index],
-            int(sides[index, 0]),
-            int(sides[index, 1]),
-            int(counts[index]),
-            float(positive[index]),
-        )
-        for index in range(n_slides)
-    ]
+    columns = sides[:, 0], sides[:, 1], counts, positive
+    return list(map(Plan, range(n_slides), domains, *(column.tolist() for column in columns)))
 
 
 def _shares(weights: np.ndarray, total: int) -> np.ndarray:
@@ -167,52 +150,44 @@ def annotate(seed: int, plans: list[Plan]) -> tuple[dict, pd.DataFrame]:
     images, annotations, truth = [], [], []
     official = _official_split(seed, plans)
     for plan in plans:
-        image_id = plan.index + 1
-        images.append(
-            {
-                "license": 1,
-                "file_name": _file_name(plan),
-                "id": image_id,
-                "width": plan.n_columns,
-                "height": plan.n_rows,
-                "tumor_type": plan.domain.name,
-                "scanner": plan.domain.scanner,
-                "split": official[plan.index],
-            }
-        )
+        image = {
+            "license": 1,
+            "file_name": _file_name(plan),
+            "id": plan.index + 1,
+            "width": plan.n_columns,
+            "height": plan.n_rows,
+            "tumor_type": plan.domain.name,
+            "scanner": plan.domain.scanner,
+            "split": official[plan.index],
+        }
+        images.append(image)
         layout = lay_out(seed, plan)
         rng = streams.generator(seed, "synthetic", "raters", plan.index)
-        corners = (
-            layout.tumour_px[layout.annotated]
-            + rng.uniform(-JITTER_PX, JITTER_PX, (plan.n_annotations, 2))
-            - BOX_PX / 2
-        )
-        for (left, top), kind, hard in zip(
-            corners.round().astype(int).tolist(), layout.kinds, layout.hard, strict=True
-        ):
-            votes = _vote(rng, kind in MITOTIC, bool(hard > 0.5), plan.positive > 0)
-            annotations.append(
-                {
-                    "bbox": [left, top, left + BOX_PX, top + BOX_PX],
-                    "category_id": 1 if 2 * votes.count(1) > len(votes) else 2,
-                    "image_id": image_id,
-                    "labels": votes,
-                    "id": len(annotations) + 1,
-                }
-            )
-            truth.append((len(annotations), image_id, kind, kind in MITOTIC, round(float(hard), 3)))
-    truth_columns = ["annotation_id", "image_id", "kind", "mitotic", "hard"]
+        jitter = rng.uniform(-JITTER_PX, JITTER_PX, (plan.n_annotations, 2))
+        corners = (layout.tumour_px[layout.annotated] + jitter - BOX_PX / 2).round().astype(int)
+        mitotic = np.array([kind in MITOTIC for kind in layout.kinds], bool)
+        votes = _votes(rng, mitotic, layout.hard > 0.5, plan.positive > 0)
+        for (left, top), vote in zip(corners.tolist(), votes, strict=True):
+            annotation = {
+                "bbox": [left, top, left + BOX_PX, top + BOX_PX],
+                "category_id": 1 if 2 * vote.count(1) > len(vote) else 2,
+                "image_id": image["id"],
+                "labels": vote,
+                "id": len(annotations) + 1,
+            }
+            annotations.append(annotation)
+        drawn = {"kind": layout.kinds, "mitotic": mitotic, "hard": layout.hard.round(3)}
+        truth.append(pd.DataFrame({"image_id": image["id"], **drawn}))
     content = {
         "info": INFO,
         "licenses": LICENSES,
         "images": images,
-        "categories": [
-            {"id": 1, "name": "mitotic figure"},
-            {"id": 2, "name": "not mitotic figure"},
-        ],
+        "categories": CATEGORIES,
         "annotations": annotations,
     }
-    return content, pd.DataFrame(truth, columns=truth_columns)
+    table = pd.concat(truth, ignore_index=True)
+    table.insert(0, "annotation_id", table.index + 1)
+    return content, table
 
 
 def _official_split(seed: int, plans: list[Plan]) -> dict[int, str]:
@@ -228,29 +203,21 @@ def _official_split(seed: int, plans: list[Plan]) -> dict[int, str]:
     return split
 
 
-def _vote(rng: np.random.Generator, mitotic: bool, hard: bool, has_mitoses: bool) -> list[int]:
-    """Two raters' votes, 1 or 2, and a third one's where they differ; on a slide without mitoses
-    only the first one errs.
+def _votes(
+    rng: np.random.Generator, mitotic: np.ndarray, hard: np.ndarray, has_mitoses: bool
+) -> list[list[int]]:
+    """Two raters' votes, 1 or 2, on each annotation, and a third one's where they differ; on a
+    slide without mitoses only the first one errs.
     """
-    errs = (rng.random(3) < RATER_ERRORS[hard] * np.array([1, 1, THIRD_RATER])) & np.array(
-        [True, has_mitoses, has_mitoses]
-    )
-    votes = np.where(errs, 2 if mitotic else 1, 1 if mitotic else 2).tolist()
-    return votes if votes[0] != votes[1] else votes[:2]
+    often = np.array(RATER_ERRORS)[hard.astype(int), None] * (1, 1, THIRD_RATER)
+    errs = (rng.random(often.shape) < often) & (True, has_mitoses, has_mitoses)
+    votes = np.where(errs ^ mitotic[:, None], 1, 2).tolist()
+    return [three if three[0] != three[1] else three[:2] for three in votes]
 
 
-def _each(seed: int, missing: list[tuple[Plan, Path]], n_workers: int) -> Iterator[None]:
-    """Draw and write the missing slides, here or in ``n_workers`` processes."""
-    if n_workers == 1 or len(missing) < 2:
-        yield from map(_make_slide, repeat(seed), *zip(*missing, strict=True)) if missing else ()
-        return
-    # a notebook's process may hold threads, which forking would break
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(n_workers, len(missing)), mp_context=context) as pool:
-        yield from pool.map(_make_slide, repeat(seed), *zip(*missing, strict=True))
-
-
-def _make_slide(seed: int, plan: Plan, file: Path) -> None:
+def _make_slide(seed: int, slide: tuple[Plan, Path]) -> None:
+    """Draw and write a slide to its file."""
+    plan, file = slide
     with store.replacing(file) as aside:
         write_pyramid(aside, draw(seed, plan, lay_out(seed, plan)), plan.domain.um_per_px)
 
@@ -275,10 +242,7 @@ def write_pyramid(path: Path, pixels: np.ndarray, um_per_px: float, n_levels: in
                 metadata=None,
             )
             n_rows, n_columns = (side // 2 * 2 for side in pixels.shape[:2])
-            even = pixels[:n_rows, :n_columns].astype(np.uint16)
-            pixels = (
-                (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2] + 2) // 4
-            ).astype(np.uint8)
+            pixels = np.asarray(Image.fromarray(pixels[:n_rows, :n_columns]).reduce(2))
 
 
 def _file_name(plan: Plan) -> str:
@@ -290,11 +254,10 @@ def _claim(folder: Path, config: dict) -> None:
     begun = folder / "begun.json"
     if begun.is_file():
         earlier = store.read_json(begun)
-        differing = [
-            f"{key} ({earlier.get(key)!r}, wanted {config.get(key)!r})"
-            for key in store.differences(earlier, config)
-        ]
-        if differing:
+        if keys := store.differences(earlier, config):
+            differing = [
+                f"{key} ({earlier.get(key)!r}, wanted {config.get(key)!r})" for key in keys
+            ]
             raise SyntheticError(
                 f"{folder} holds a synthetic data set made with other settings:"
                 f" {', '.join(differing)}. Remove it, or give another folder."

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from mfcore import streams
 from mfcore.data.synthetic import cells
-from mfcore.data.synthetic.canvas import Canvas, Window, noise
+from mfcore.data.synthetic.canvas import Canvas, around, noise
 from mfcore.data.synthetic.domains import Domain
 
 MARGIN_PX = 32
@@ -22,8 +22,8 @@ MARGIN_PX = 32
 APART_UM = (36.0, 30.0, 25.0, 20.0, 17.0)
 """Smallest distances between two annotated cells; a slide takes the first that it has room for."""
 
-PHASES = dict(zip(cells.MITOTIC, (0.30, 0.36, 0.14, 0.20), strict=True))
-"""Weights of the mitotic phases, the same in every domain."""
+PHASES = (0.30, 0.36, 0.14, 0.20)
+"""Weights of `cells.MITOTIC`, the same in every domain."""
 HARD_SHARE = 0.42
 """Share of annotated cells that are hard to classify."""
 
@@ -119,25 +119,26 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     domain, um = plan.domain, plan.domain.um_per_px
     rng = streams.generator(seed, "synthetic", "layout", plan.index)
     shape = (plan.n_rows, plan.n_columns)
-    coarse_um = 8 * um
     coarse = (plan.n_rows // 8, plan.n_columns // 8)
+
+    def waves(length_um: float) -> np.ndarray:
+        return _field(rng, coarse, length_um / (8 * um))
+
     amount = np.clip(domain.stroma * np.exp(rng.normal(0, 0.35)), 0.02, 0.6)
-    stroma = _field(rng, coarse, 26 / coarse_um) + 0.35 * _field(rng, coarse, 9 / coarse_um)
+    stroma = waves(26) + 0.35 * waves(9)
     stroma = stroma - np.float32(np.quantile(stroma, 1 - amount))
-    gap = _field(rng, coarse, 9 / coarse_um) + 0.5 * _field(rng, coarse, 4 / coarse_um)
+    gap = waves(9) + 0.5 * waves(4)
     gap = gap + 0.9 * np.exp(-((stroma / 0.25) ** 2))  # clefts open where tumour and stroma meet
-    gap = gap - np.float32(
-        np.quantile(gap, 1 - np.clip(domain.gap * np.exp(rng.normal(0, 0.4)), 0.01, 0.3))
-    )
+    amount = np.clip(domain.gap * np.exp(rng.normal(0, 0.4)), 0.01, 0.3)
+    gap = gap - np.float32(np.quantile(gap, 1 - amount))
 
     points = _scatter(rng, shape, domain.spacing_um / um)
     points = points[coarse_at(gap, points) < -0.25]
     in_stroma = coarse_at(stroma, points) > 0
     tumour, others = points[~in_stroma], points[in_stroma]
     others = others[rng.random(len(others)) < 0.55]
-    inside = (
-        (tumour > MARGIN_PX) & (tumour < (plan.n_columns - MARGIN_PX, plan.n_rows - MARGIN_PX))
-    ).all(axis=1)
+    width = (plan.n_columns - MARGIN_PX, plan.n_rows - MARGIN_PX)
+    inside = ((tumour > MARGIN_PX) & (tumour < width)).all(axis=1)
     solid = (coarse_at(gap, tumour) < -0.5) & (coarse_at(stroma, tumour) < -0.1)
     inside = rng.permutation(np.flatnonzero(inside & solid))
     for apart_um in APART_UM:
@@ -152,14 +153,14 @@ def lay_out(seed: int, plan: Plan) -> Layout:
     annotated = room[: plan.n_annotations]
 
     rng = streams.generator(seed, "synthetic", "kinds", plan.index)
-    positive = rng.random(plan.n_annotations) < plan.positive
-    phase = rng.choice(list(PHASES), plan.n_annotations, p=list(PHASES.values()))
+    n = plan.n_annotations
+    positive = rng.random(n) < plan.positive
+    phase = rng.choice(list(cells.MITOTIC), n, p=PHASES)
     weights = np.array(domain.look_alikes) * rng.dirichlet(np.full(5, 12.0))
-    other = rng.choice(list(cells.LOOK_ALIKE), plan.n_annotations, p=weights / weights.sum())
-    easy = rng.uniform(0, 0.4, plan.n_annotations)
-    difficult = rng.uniform(0.55, 0.95, plan.n_annotations)
-    hard = np.where(rng.random(plan.n_annotations) < HARD_SHARE, difficult, easy)
-    kinds = [str(p) if yes else str(o) for yes, p, o in zip(positive, phase, other, strict=True)]
+    other = rng.choice(list(cells.LOOK_ALIKE), n, p=weights / weights.sum())
+    easy, difficult = rng.uniform(0, 0.4, n), rng.uniform(0.55, 0.95, n)
+    hard = np.where(rng.random(n) < HARD_SHARE, difficult, easy)
+    kinds = np.where(positive, phase, other).tolist()
     return Layout(stroma, gap, tumour, others, annotated, kinds, hard)
 
 
@@ -178,18 +179,16 @@ def _cytoplasm(
     stretch = np.exp(rng.normal(0, 0.16, len(centres_px)))
     cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     longer, shorter = stretch.astype(np.float32), (1 / stretch).astype(np.float32)
-    span = int(reach * 1.15) + 1
     for index, (x, y) in enumerate(centres_px):
-        top, bottom = max(0, int(y) - span), min(shape[0], int(y) + span + 1)
-        left, right = max(0, int(x) - span), min(shape[1], int(x) + span + 1)
-        dx = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(x)
-        dy = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(y)
+        part = around((x, y), int(reach * 1.15) + 1, shape)
+        rows, columns = (np.arange(each.start, each.stop, dtype=np.float32) for each in part)
+        dx, dy = (columns - np.float32(x))[None, :], (rows - np.float32(y))[:, None]
         along = (dx * cosine[index] + dy * sine[index]) * longer[index]
         across = (dy * cosine[index] - dx * sine[index]) * shorter[index]
         distance = np.sqrt(along * along + across * across)
-        f, s = first[top:bottom, left:right], second[top:bottom, left:right]
+        f, s = first[part], second[part]
         np.minimum(s, np.maximum(f, distance), out=s)
-        owner[top:bottom, left:right][distance < f] = index
+        owner[part][distance < f] = index
         np.minimum(f, distance, out=f)
     return owner, first, second
 
@@ -268,9 +267,12 @@ def _stretched(rng: np.random.Generator, side: int, across: float, along: float)
     return tile / tile.std()
 
 
-def ground(seed: int, plan: Plan, layout: Layout) -> tuple[Canvas, np.ndarray, np.random.Generator]:
-    """A slide without its cells: the canvas, the fibres' angles on the coarse grid, the stream that
-    draws what comes next.
+def ground(
+    seed: int, plan: Plan, layout: Layout, um2_a_vacuole: float
+) -> tuple[Canvas, np.ndarray, np.random.Generator]:
+    """A slide without its cells, but with vacuoles at random places, on average one in an area of
+    ``um2_a_vacuole``: the canvas, the fibres' angles on the coarse grid, the stream that draws what
+    comes next.
     """
     um = plan.domain.um_per_px
     rng = streams.generator(seed, "synthetic", "pixels", plan.index)
@@ -279,50 +281,29 @@ def ground(seed: int, plan: Plan, layout: Layout) -> tuple[Canvas, np.ndarray, n
     fine = _field(rng, shape, 0.16 / um)
     # ridges of noise: a mesh, as cytoplasm has it
     threads = 0.45 - np.abs(_field(rng, shape, 0.42 / um))
-    h, e = _enlarge(h, shape), _enlarge(e, shape)
-    canvas = Canvas(
-        h * (1 + 0.1 * fine + 0.22 * threads),
-        e * (1 + 0.09 * fine + 0.2 * threads),
-        um,
-        noise(seed, um),
-        np.zeros(shape, np.uint8),
-    )
+    h = _enlarge(h, shape) * (1 + 0.1 * fine + 0.22 * threads)
+    e = _enlarge(e, shape) * (1 + 0.09 * fine + 0.2 * threads)
+    canvas = Canvas(h, e, um, noise(seed, um), np.zeros(shape, np.uint8))
+    for _ in range(rng.poisson(h.size * um * um / um2_a_vacuole)):
+        cells.draw(canvas, rng.random(2) * shape[::-1], "vacuole", rng, plan.domain.look)
     return canvas, angles, rng
-
-
-def draw_vacuoles(canvas: Canvas, um2_each: float, rng: np.random.Generator) -> None:
-    """Draw vacuoles at random places, on average one in an area of ``um2_each`` um2."""
-    for _ in range(rng.poisson(canvas.h.size * canvas.um_per_px * canvas.um_per_px / um2_each)):
-        cells.vacuole(
-            Window(canvas, *rng.random(2) * canvas.h.shape[::-1], 14, rng), rng.uniform(1.5, 5.5)
-        )
 
 
 def draw(seed: int, plan: Plan, layout: Layout) -> np.ndarray:
     """The slide's pixels: uint8 (n_rows, n_columns, 3)."""
-    domain, look = plan.domain, plan.domain.look
-    canvas, angles, rng = ground(seed, plan, layout)
-    draw_vacuoles(canvas, 12000, rng)
-    for (x, y), angle in zip(layout.stroma_px, coarse_at(angles, layout.stroma_px), strict=True):
+    domain, look, tumour_px = plan.domain, plan.domain.look, layout.tumour_px
+    canvas, angles, rng = ground(seed, plan, layout, 12000)
+    for at, angle in zip(layout.stroma_px, coarse_at(angles, layout.stroma_px), strict=True):
         chance = rng.random()
-        if chance < 0.02:
-            cells.red_cells(Window(canvas, x, y, 12, rng), rng.uniform(5, 9), rng.integers(2, 9))
-        elif chance < 0.02 + domain.lymphocytes:
-            cells.lymphocyte(Window(canvas, x, y, 5, rng), look)
-        else:
-            cells.spindle(Window(canvas, x, y, 9, rng), look, angle)
-    plain = np.ones(len(layout.tumour_px), bool)
-    plain[layout.annotated] = False
-    strays = rng.random(len(layout.tumour_px)) < 0.012
-    for (x, y), stray in zip(layout.tumour_px[plain], strays[plain], strict=True):
-        if stray:
-            cells.lymphocyte(Window(canvas, x, y, 5, rng), look)
-        else:
-            cells.interphase(Window(canvas, x, y, look.radius_um * 2.2, rng), look)
-    shapes = cells.MITOTIC | cells.LOOK_ALIKE
+        is_lymphocyte = chance < 0.02 + domain.lymphocytes
+        kind = "vessel" if chance < 0.02 else "lymphocyte" if is_lymphocyte else "spindle"
+        cells.draw(canvas, at, kind, rng, look, angle)
+    strays = rng.random(len(tumour_px)) < 0.012
+    for index in np.setdiff1d(np.arange(len(tumour_px)), layout.annotated):
+        kind = "lymphocyte" if strays[index] else "tumour"
+        cells.draw(canvas, tumour_px[index], kind, rng, look)
     for index, kind, hard in zip(layout.annotated, layout.kinds, layout.hard, strict=True):
-        x, y = layout.tumour_px[index]
-        shapes[kind](Window(canvas, x, y, 11, rng), look, float(hard))
+        cells.draw(canvas, tumour_px[index], kind, rng, look, hard=float(hard))
     return scan(canvas, domain, rng)
 
 
@@ -330,18 +311,13 @@ def scan(canvas: Canvas, domain: Domain, rng: np.random.Generator) -> np.ndarray
     """From amounts of stain to the scanner's uint8 RGB; each slide's staining and focus vary a
     little about the domain's.
     """
-    strength = np.exp(rng.normal(0, 0.08, 2))
-    stains = (
-        np.array([domain.haematoxylin, domain.eosin])
-        * np.exp(rng.normal(0, 0.05, (2, 3)))
-        * strength[:, None]
-    )
+    strength = np.exp(rng.normal(0, 0.08, (2, 1)))
+    hues = np.exp(rng.normal(0, 0.05, (2, 3)))
+    stains = (np.array([domain.haematoxylin, domain.eosin]) * hues * strength).astype(np.float32)
     sigma = domain.blur_um / domain.um_per_px * np.exp(rng.normal(0, 0.1))
     image = np.empty((*canvas.h.shape, 3), np.uint8)
-    for channel in range(3):
-        density = canvas.h * np.float32(stains[0, channel]) + canvas.e * np.float32(
-            stains[1, channel]
-        )
+    for channel, (h, e) in enumerate(stains.T):
+        density = canvas.h * h + canvas.e * e
         light = domain.white[channel] * np.exp(np.float32(-np.log(10)) * density)
         light = ndimage.gaussian_filter(light, sigma, truncate=3)
         if domain.sharpen:

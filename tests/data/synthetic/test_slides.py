@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mfcore.data.synthetic import slides as synthetic
-from mfcore.data.synthetic.canvas import Canvas, Window, noise
-from mfcore.data.synthetic.cells import LOOK_ALIKE, MITOTIC
+from mfcore.data.synthetic.canvas import Canvas, noise
+from mfcore.data.synthetic.cells import LOOK_ALIKE, MITOTIC, draw as draw_cell
 from mfcore.data.synthetic.domains import all_domains
 from mfcore.data.synthetic.slides import SyntheticError, make_dataset, plan_slides
 from mfcore.data.synthetic.tissue import APART_UM, MARGIN_PX, _apart, draw, lay_out
@@ -247,7 +247,7 @@ def test_every_kind_is_dark_and_centred(kind, hard):
     for seed in range(12):
         layers = np.full((121, 121), 0.1, np.float32), np.full((121, 121), 0.3, np.float32)
         canvas = Canvas(*layers, 0.25, noise(0, 0.25), np.zeros((121, 121), np.uint8))
-        (MITOTIC | LOOK_ALIKE)[kind](Window(canvas, 60, 60, 11, np.random.default_rng(seed)), DOMAINS[0].look, hard)
+        draw_cell(canvas, (60, 60), kind, np.random.default_rng(seed), DOMAINS[0].look, hard=hard)
         dark = np.argwhere(canvas.h > 0.7)
         assert 50 < len(dark) < 3000, "no chromatin, or far too much"
         offsets.append((dark.mean(axis=0) - 60) * 0.25)
