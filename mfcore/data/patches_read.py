@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from mfcore.data.labels.table import MAX_OFF_SLIDE_PX
+from mfcore.data.slides.reader import colour_problem
 from mfcore.data.slides.slide import MAX_ENLARGED, SAME_RESOLUTION, Slide, SlideError, open_slide
-from mfcore.data.slides.tiff_index import ORIENTATION
 from mfcore.store import replacing
 
 RULE = 3
@@ -232,18 +232,6 @@ def _refuse_um_per_px(folder: Path, um_per_px: np.ndarray, reading: Reading) -> 
             f"{folder}: images{resized} have {', '.join(other)} um/px, patches.um_per_px is"
             f" {wanted}; {remedy}"
         )
-
-
-def colour_problem(image: Image.Image) -> str:
-    """What an image is, other than one image of 8 bit RGB; "" if nothing. px must not be loaded."""
-    n_frames, is_16_bit = getattr(image, "n_frames", 1), ";16" in str(image.tile)
-    has_exif = image.format in ("JPEG", "MPO", "TIFF") or "exif" in image.info
-    if has_exif and (turned := image.getexif().get(ORIENTATION, 1)) != 1:
-        return f"to be turned by its orientation, {turned}; save it turned"
-    if image.mode == "RGB" and n_frames == 1 and not is_16_bit:
-        return ""
-    bits = " of 16 bit, of which 8 would be lost" if is_16_bit else ""
-    return f"{image.mode}{bits}, {n_frames} frames; save it as one image of 8 bit RGB"
 
 
 def _look_at_image(file: Path, reading: Reading) -> tuple[str, float, int]:

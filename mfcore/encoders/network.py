@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mfcore.data.patches_read import colour_problem
+from mfcore.data.slides.reader import colour_problem
 from mfcore.encoders import preprocess
 from mfcore.encoders.architecture import create, n_parameters, seeded
 from mfcore.encoders.card import EncoderCard, EncoderError

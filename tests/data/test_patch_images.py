@@ -135,7 +135,7 @@ def test_images_that_a_tag_turns_are_refused(tmp_path, name):
     (tmp_path / "images.csv").write_text(f"file,label\n0.png,0\n{name},1\n")
     run = store.open_run(tmp_path / "results", "patches", "turned", {}, {})
     reading = Reading(stored_px=16, size_px=16, um_per_px=None, are_images=True)
-    with pytest.raises(PatchError, match=rf"{name}: to be turned by its orientation, 6; save it turned"):
+    with pytest.raises(PatchError, match=rf"{name}: orientation 6, turned or mirrored when shown; save it turned"):
         patches.extract(labels.load(SOURCES["images"], tmp_path), tmp_path, run, reading)
 
 

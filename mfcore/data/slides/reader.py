@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 # Outside, a resolution tag speaks of a screen or a printer (72 dpi = 352.8 um/px)
 PLAUSIBLE_UM_PER_PX = (0.01, 20.0)
+ORIENTATION = 274  # the tag of TIFF and Exif
 CONVERT = "vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg --Q 90"
 TURN = "turn it upright: vips autorot IN 'OUT.tif[tile,pyramid,compression=jpeg,Q=90]'"
 
@@ -102,7 +104,15 @@ def whole_downsample(
     )
 
 
-def overlap(start: int, length: int, size: int) -> tuple[int, int]:
-    """The part [first, last) of [start, start + length) that lies in [0, size); empty as (0, 0)."""
-    first, last = max(start, 0), min(start + length, size)
-    return (first, last) if first < last else (0, 0)
+def colour_problem(image: Image.Image, modes: Sequence[str] = ("RGB",)) -> str:
+    """What an image is, other than one upright image of 8 bits a channel in one of Pillow's
+    ``modes``; "" if nothing. px must not be loaded.
+    """
+    n_frames, is_16_bit = getattr(image, "n_frames", 1), ";16" in str(image.tile)
+    has_exif = image.format in ("JPEG", "MPO", "TIFF") or "exif" in image.info
+    if has_exif and (turned := image.getexif().get(ORIENTATION, 1)) != 1:
+        return f"orientation {turned}, turned or mirrored when shown; save it turned"
+    if image.mode in modes and n_frames == 1 and not is_16_bit:
+        return ""
+    bits = " of 16 bit, of which 8 would be lost" * is_16_bit
+    return f"{image.mode}{bits}, {n_frames} frames; save it as one image of 8 bit RGB"

@@ -16,10 +16,11 @@ the level's size, rounded up or down; else the ratio of the sides counts.
 `Slide.plan` gives the best order of many reads: a tile of the file is then seldom decoded twice.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ from PIL import Image
 from mfcore.data.labels.schema import MAX_OFF_SLIDE_PX, off_slide_px
 from mfcore.data.slides import tiff
 from mfcore.data.slides.openslide import OpenSlideReader
-from mfcore.data.slides.reader import Reader, SlideError, Window, overlap
+from mfcore.data.slides.reader import Reader, SlideError, Window
 from mfcore.data.slides.tiff_index import page_of_png, pages_of, refuse_unusual
 from mfcore.data.slides.tiles import Memory
 
@@ -44,6 +45,9 @@ __all__ = [
 SAME_RESOLUTION = 1e-3  # relative; 0.11 px at the edge of a patch of 224 px
 MAX_ENLARGED = 1.1  # ours: 40x scanners differ less, from 0.23 to 0.27 um/px
 BICUBIC_REACH_PX = 2.0  # reach of the filter to either side, in px of the coarser of the two grids
+# squares of a level that show how it was made: side, places in x and y
+PROBE_PX = 64
+PROBE_SHARES = (0.3, 0.6, 0.95)
 BAND_PX = 512  # height of the bands that planned reads follow: two tiles or so
 
 
@@ -51,7 +55,7 @@ class UnstatedResolution(SlideError):
     """Neither the file nor the caller states the um/px of a slide."""
 
 
-class Slide:
+class Slide(AbstractContextManager):
     """An open slide; made by `open_slide`, closed by leaving its ``with`` block. Several threads
     may read at once.
 
@@ -68,12 +72,7 @@ class Slide:
         self.reader = reader
         self._outside = outside
 
-    def __enter__(self) -> "Slide":
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -91,7 +90,10 @@ class Slide:
         window, box = self.window(x_l0_px, y_l0_px, size_px, um_per_px)
         region = self.reader.region(window)
         if self._outside != 255:
-            region = self._with_outside(region, window)
+            width, height = self.reader.level_sizes_px[window.level]
+            x, y = window.x_px + np.arange(window.width), window.y_px + np.arange(window.height)
+            is_inside = ((y >= 0) & (y < height))[:, None] & (x >= 0) & (x < width)
+            region = np.where(is_inside[..., None], region, np.uint8(self._outside))
         if box is None:
             return region
         return np.asarray(
@@ -106,9 +108,7 @@ class Slide:
         The order follows bands of rows from top to bottom, each from left to right.
         """
         windows = [self.window(x, y, size_px, um_per_px)[0] for x, y in centres_l0_px]
-        return np.lexsort(
-            ([window.x_px for window in windows], [window.y_px // BAND_PX for window in windows])
-        )
+        return np.lexsort([[one.x_px for one in windows], [one.y_px // BAND_PX for one in windows]])
 
     def inside(
         self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None
@@ -130,25 +130,7 @@ class Slide:
         bool (n,).
         """
         half = size_px * self._scale(um_per_px) / 2
-        return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(
-            axis=1
-        )
-
-    def _with_outside(self, region: np.ndarray, window: Window) -> np.ndarray:
-        """A window's px with those outside the slide, which readers leave white, in the grey
-        ``outside``.
-        """
-        width, height = self.reader.level_sizes_px[window.level]
-        left, right = overlap(window.x_px, window.width, width)
-        top, bottom = overlap(window.y_px, window.height, height)
-        inside = (
-            slice(top - window.y_px, bottom - window.y_px),
-            slice(left - window.x_px, right - window.x_px),
-        )
-        painted = np.full_like(region, self._outside)
-        if left < right and top < bottom:
-            painted[inside] = region[inside]
-        return painted
+        return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(axis=1)
 
     def _scale(self, um_per_px: float | None) -> float:
         """Level-0 px a patch px; exactly 1 where the patch is cut and not resampled."""
@@ -165,15 +147,12 @@ class Slide:
         if scale == 1.0:
             left, top = (math.floor(centre - size_px / 2 + 0.5) for centre in (x_l0_px, y_l0_px))
             return Window(0, left, top, size_px, size_px), None
-        level, downsample = max(
-            (
-                pair
-                for pair in enumerate(self.reader.downsamples)
-                if pair[1] <= scale * (1 + SAME_RESOLUTION)
-            ),
-            key=lambda pair: pair[1],
-            default=(0, 1.0),
-        )
+        fine = [
+            (downsample, level)
+            for level, downsample in enumerate(self.reader.downsamples)
+            if downsample <= scale * (1 + SAME_RESOLUTION)
+        ]
+        downsample, level = max(fine, default=(1.0, 0))
         # The window of whole px that the filter needs; the patch is the box inside it.
         reach = BICUBIC_REACH_PX * max(1.0, scale / downsample) + 1
         side = size_px * scale / downsample  # px of this level
@@ -184,12 +163,8 @@ class Slide:
             for start, at in zip(starts, corner, strict=True)
         ]
         width, height = (math.ceil(start + side + reach) for start in near)
-        return Window(level, *corner, width, height), (
-            near[0],
-            near[1],
-            near[0] + side,
-            near[1] + side,
-        )
+        box = near[0], near[1], near[0] + side, near[1] + side
+        return Window(level, *corner, width, height), box
 
 
 def open_slide(
@@ -270,13 +245,53 @@ def read_patches(
 
 def _reader(path: Path, memory: Memory) -> Reader:
     """The reader for a file: OpenSlide's formats first, then striped TIFF, then PNG."""
+    import openslide
+
     pages = pages_of(path)
     try:
         by_openslide = OpenSlideReader(path)
-    except OpenSlideReader.Unknown:
+    except openslide.OpenSlideUnsupportedFormatError:
         return tiff.untiled(path, pages or [page_of_png(path)], memory)
     except SlideError:
         # Perhaps OpenSlide doesn't know the px
         refuse_unusual(path, [page for page in pages if page.is_tiled])
         raise
+    key = path, path.stat().st_mtime_ns
+    if key not in _settled:
+        _settle(path, by_openslide)
+        _settled[key] = by_openslide.downsamples
+    by_openslide.downsamples = _settled[key]
     return tiff.tiled(by_openslide, path, pages, memory)
+
+
+# Downsamples of files that were looked at, by file and its time
+_settled: dict[tuple[Path, int], tuple[float, ...]] = {}
+
+
+def _settle(path: Path, reader: OpenSlideReader) -> None:
+    """Of a level whose size was rounded, take the ratio of the sides for its downsample where the
+    level shows the whole slide, resized to fit, and not squares of whole px.
+
+    Squares of the level are compared with what the next finer level shows there in either case.
+    """
+    settled, slide = list(reader.downsamples), Slide(path, reader, um_per_px=1.0)
+    for level, (size_px, ratio) in enumerate(
+        zip(reader.level_sizes_px, reader.ratios, strict=True)
+    ):
+        reader.downsamples = tuple(settled[:level])  # so that the finer level is read
+        side, misfits = min(PROBE_PX, *size_px), {settled[level]: 0.0, ratio: 0.0}
+        if len(misfits) == 1:
+            continue
+        try:
+            for shares in itertools.product(PROBE_SHARES, repeat=2):
+                at = [int(share * (n - side)) for share, n in zip(shares, size_px, strict=True)]
+                seen = reader.region(Window(level, *at, side, side)).mean(axis=2)
+                for downsample in misfits:
+                    # OpenSlide reads from whole level-0 px
+                    centre = [(round(px * ratio) / ratio + side / 2) * downsample for px in at]
+                    expected = slide.read(*centre, side, downsample).mean(axis=2)
+                    misfits[downsample] += ((seen - expected) ** 2).sum()
+        except SlideError:
+            break  # the read that needs these px will raise it
+        settled[level] = min(misfits, key=misfits.get)
+    reader.downsamples = tuple(settled)

@@ -2,6 +2,7 @@
 in their px.
 """
 
+import dataclasses
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,18 +12,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile  # Image.open has another limit on px
 
-from mfcore.data.slides.reader import CONVERT, TURN, SlideError
+from mfcore.data.slides.reader import CONVERT, ORIENTATION, TURN, SlideError, colour_problem
 
 if TYPE_CHECKING:
     import tifffile
 
 JPEG = 7
+APERIOS = (33003, 33005)  # JPEG 2000, which OpenSlide decodes
 # None, LZW, deflate, PackBits, the old deflate, Zstandard
 LOSSLESS = (1, 5, 8, 32773, 32946, 50000)
-APERIOS = (33003, 33005)  # JPEG 2000, which OpenSlide decodes
 RGB, YCBCR = 2, 6  # photometric interpretations
+# Tags of px that are read, as tifffile calls them; codec and colours depend on one another.
+USUAL = {
+    "fillorder": (1,),
+    "imagedepth": (1,),
+    "bitspersample": (8,),
+    "sampleformat": (1,),
+    "samplesperpixel": (3,),
+    "planarconfig": (1,),
+}
 PNG = b"\x89PNG\r\n\x1a\n"
-ORIENTATION = 274  # the tag of TIFF and Exif
 REMEDY = f"if the file is whole, make it a tiled TIFF: {CONVERT}"
 
 Decode = Callable[[bytes, int, tuple[int, int]], np.ndarray]
@@ -37,7 +46,7 @@ Each codec raises its own errors.
 class Page:
     """One image of a TIFF, in tiles or strips; or a PNG, which is one tile.
 
-    kind: of file, in words. unusual: the tag by which neither reader may read the px, "" for none.
+    kind: of file, in words. unusual: why neither reader may read the px, "" for no reason.
     is_openslides: whether only OpenSlide decodes the px. um_per_px: of the resolution tags, x and
     y. reduction: how many times smaller than in the file its tiles are decoded.
     """
@@ -45,7 +54,6 @@ class Page:
     kind: str
     width: int
     height: int
-    is_tiled: bool
     tile_width: int
     tile_height: int
     offsets: np.ndarray  # (n_tiles,)
@@ -53,6 +61,7 @@ class Page:
     decode: Decode
     unusual: str
     um_per_px: tuple[float, ...]
+    is_tiled: bool = False
     is_openslides: bool = False
     is_jpeg: bool = False
     is_thumbnail: bool = False
@@ -66,13 +75,23 @@ class Page:
     @property
     def n_bytes_tile(self) -> int:
         """Bytes of a decoded tile."""
-        return 3 * self.tile_width * min(self.tile_height, self.height)
+        return 3 * self.tile_width * self.tile_height
 
     @property
     def is_complete(self) -> bool:
         """Whether the file has bytes for every tile."""
-        return len(self.offsets) == self.n_across * -(-self.height // self.tile_height) and bool(
-            self.n_bytes.all()
+        n_tiles = self.n_across * -(-self.height // self.tile_height)
+        return len(self.offsets) == n_tiles and bool(self.n_bytes.all())
+
+    def reduced(self, factor: int) -> "Page":
+        """The page with its JPEG tiles decoded ``factor`` times smaller."""
+        return dataclasses.replace(
+            self,
+            width=-(-self.width // factor),
+            height=-(-self.height // factor),
+            tile_width=self.tile_width // factor,
+            tile_height=self.tile_height // factor,
+            reduction=factor,
         )
 
 
@@ -105,42 +124,33 @@ def pages_of(path: Path) -> list[Page]:
 
 
 def page_of_png(path: Path) -> Page:
-    """A PNG of 8 bits a channel in grey or RGB; raises SlideError for damage, and for another
+    """A PNG in grey or RGB of 8 bits a channel; raises SlideError for damage, and for another
     format.
     """
     with path.open("rb") as content:
-        head = content.read(32)
-    if not head.startswith(PNG):
+        head = content.read(len(PNG))
+    if head != PNG:
         kind = path.suffix or "no suffix" if head else "an empty file"
         raise SlideError(
             f"{path}: {kind}, not a format that OpenSlide reads, nor TIFF or PNG; {REMEDY}"
         )
     try:
         with PngImageFile(path) as image:
-            info, mode, (width, height) = image.info, image.mode, image.size
-            orientation = image.getexif().get(ORIENTATION, 1) if "exif" in info else 1
+            (width, height), unusual = image.size, colour_problem(image, ("L", "RGB"))
+            dpi = image.info.get("dpi", ())
     except Exception as error:  # Pillow raises errors of many types
         raise SlideError(f"{path}: damaged ({error}); fetch the file again") from None
-    unusual = ""
-    if orientation != 1:
-        unusual = f"orientation {orientation}, turned or mirrored when shown"
-    elif head[24] != 8 or mode not in ("L", "RGB") or "transparency" in info:
-        unusual = (
-            f"{head[24]} bits a channel in {mode} or transparency; save it in RGB with 8 bits a"
-            " channel"
-        )
     return Page(
         kind="a PNG",
         width=width,
         height=height,
-        is_tiled=False,
         tile_width=width,
         tile_height=height,
         offsets=np.zeros(1, dtype=np.int64),
         n_bytes=np.array([path.stat().st_size]),
         decode=lambda data, k, shape: np.asarray(PngImageFile(io.BytesIO(data)).convert("RGB")),
         unusual=unusual,
-        um_per_px=tuple(25400 / float(value) for value in info.get("dpi", ()) if value),
+        um_per_px=tuple(25400 / float(value) for value in dpi if value),
     )
 
 
@@ -180,25 +190,17 @@ def _unusual(page: "tifffile.TiffPage") -> str:
     none.
     """
     orientation = page.tags.valueof(ORIENTATION, 1)
-    is_jpeg = page.compression == JPEG or (page.is_tiled and page.compression in APERIOS)
-    colours, compression = (
-        str(getattr(tag, "name", tag)) for tag in (page.photometric, page.compression)
+    if orientation in range(2, 9):
+        return f"orientation {orientation}, turned or mirrored when shown"
+    jpegs = (JPEG, *APERIOS * page.is_tiled)
+    colours = (RGB, YCBCR) if page.compression in jpegs else (RGB,)
+    usual = {**USUAL, "compression": (*jpegs, *LOSSLESS), "photometric": colours}
+    values = {name: getattr(page, name) for name in usual}
+    return ", ".join(
+        f"{name} {getattr(value, 'name', value)}"
+        for name, value in values.items()
+        if value not in usual[name]
     )
-    reasons = {
-        f"orientation {orientation}, turned or mirrored when shown": orientation in range(2, 9),
-        "the bits of each byte in reverse": page.fillorder != 1,
-        "more than one plane": getattr(page, "imagedepth", 1) != 1,
-        f"{page.bitspersample} bits a channel ({page.dtype})": (
-            page.bitspersample != 8 or page.dtype != np.uint8
-        ),
-        f"{compression} compression": not is_jpeg and page.compression not in LOSSLESS,
-        f"{colours} colours": (
-            page.photometric != RGB and not (page.photometric == YCBCR and is_jpeg)
-        ),
-        f"{page.samplesperpixel} channels": page.samplesperpixel != 3,
-        "channels stored apart": page.planarconfig != 1,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _um_per_px(page: "tifffile.TiffPage") -> tuple[float, ...]:
@@ -229,8 +231,6 @@ def _decoder(page: "tifffile.TiffPage") -> Decode:
     start = b"\xff\xd8" + colours + (page.jpegtables[2:-2] if page.jpegtables else b"")
 
     def decode_jpeg(data: bytes, k: int, shape: tuple[int, int]) -> np.ndarray:
-        if data[:2] != b"\xff\xd8":
-            raise ValueError("not a JPEG image")
         at = 2
         # segments that may state other colours
         while data[at] == 0xFF and 0xE0 <= data[at + 1] <= 0xEF:

@@ -240,7 +240,8 @@ def test_an_unusual_tiff_is_read_as_its_tags_say_or_refused(tmp_path, kind, is_t
             px = slide.read(224, 160, 448)[64:384]
     except SlideError as error:
         assert right is None, "upright 8-bit RGB is read"
-        named = {"orient": "orientation", "bits in": "reverse", "signed": "int8", "floating": "float32", "1 bit": "bool"}
+        named = {"orient": "orientation", "bits in": "fillorder", "signed": "sampleformat INT", "floating": "IEEEFP"}
+        named |= {"1 bit": "bitspersample 1"}
         word = next((word for start, word in named.items() if kind.startswith(start)), "")
         remedy = "vips autorot IN 'OUT.tif" if "orientation" in kind else "vips tiffsave IN OUT.tif --tile"
         assert f"a.tif: a {'tiled' if is_tiled else 'striped'} TIFF with " in str(error)
@@ -356,12 +357,12 @@ def test_a_striped_tiff_is_read_by_its_strips(tmp_path, decoded, options):
 @pytest.mark.parametrize(
     ("image", "options", "word"),
     [
-        (np.zeros((64, 64, 3), np.uint16), {}, "16 bits a channel"),
-        (np.zeros((64, 64, 4), np.uint8), {"photometric": "separated"}, "SEPARATED colours"),
-        (np.zeros((64, 64), np.uint8), {"photometric": "minisblack"}, "MINISBLACK colours"),
-        (np.zeros((3, 64, 64), np.uint8), {"planarconfig": "separate"}, "stored apart"),
-        (np.zeros((64, 64, 3), np.uint8), {"compression": "webp"}, "WEBP compression"),
-        (np.zeros((64, 64, 4), np.uint8), {"extrasamples": ["unassalpha"]}, "4 channels"),
+        (np.zeros((64, 64, 3), np.uint16), {}, "bitspersample 16"),
+        (np.zeros((64, 64, 4), np.uint8), {"photometric": "separated"}, "photometric SEPARATED"),
+        (np.zeros((64, 64), np.uint8), {"photometric": "minisblack"}, "photometric MINISBLACK"),
+        (np.zeros((3, 64, 64), np.uint8), {"planarconfig": "separate"}, "planarconfig SEPARATE"),
+        (np.zeros((64, 64, 3), np.uint8), {"compression": "webp"}, "compression WEBP"),
+        (np.zeros((64, 64, 4), np.uint8), {"extrasamples": ["unassalpha"]}, "samplesperpixel 4"),
     ],
 )
 def test_a_striped_tiff_that_isnt_8_bit_rgb_is_refused_with_the_way_to_convert_it(tmp_path, image, options, word):
@@ -406,14 +407,12 @@ def test_strips_too_large_to_decode_whole_are_refused(tmp_path, monkeypatch):
         open_slide(path)
 
 
-def test_a_closed_slide_keeps_its_index_and_opens_again_at_a_read(pyramid):
+def test_a_closed_slide_gives_its_memory_back(pyramid):
     memory = Memory()
     with open_slide(pyramid, memory=memory) as slide:
-        before = slide.read(100, 100, 50)
+        slide.read(100, 100, 50)
         assert memory.n_bytes > 0
-        slide.close()
-        assert memory.n_bytes == 0 and slide.reader._file < 0
-        np.testing.assert_array_equal(slide.read(100, 100, 50), before)
+    assert memory.n_bytes == 0
 
 
 def test_aperios_description_is_openslides_to_read(tmp_path):
