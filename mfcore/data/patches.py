@@ -11,7 +11,14 @@ import numpy as np
 import pandas as pd
 
 from mfcore import store
-from mfcore.data.patches_read import PatchError, Reading, look, read_all
+from mfcore.data.patches_read import (
+    PLACED_AT,
+    SCANNED_AT,
+    PatchError,
+    Reading,
+    look,
+    read_all,
+)
 from mfcore.data.slides.slide import SAME_RESOLUTION
 from mfcore.data.splits_draw import Placing, downsample_of
 from mfcore.store import files as store_files
@@ -23,7 +30,6 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK = 512  # patches read at a time
-SCANNED_AT = ["scanned_x_l0_px", "scanned_y_l0_px"]
 
 
 def load(run: store.Run) -> tuple[pd.DataFrame, np.memmap]:
@@ -37,9 +43,8 @@ def load(run: store.Run) -> tuple[pd.DataFrame, np.memmap]:
             f"{run.folder} is not finished; run the extraction again, it goes on where it stopped"
         )
     try:
-        return pd.read_parquet(run.path("labels.parquet")), np.load(
-            run.path("patches.npy"), mmap_mode="r"
-        )
+        images = np.load(run.path("patches.npy"), mmap_mode="r")
+        return pd.read_parquet(run.path("labels.parquet")), images
     except PermissionError:
         raise
     except (OSError, ValueError, EOFError) as error:
@@ -99,15 +104,10 @@ def corners(table: pd.DataFrame, stored_px: int, placing: Placing) -> np.ndarray
     Exact where patches are cut on the slide's grid, to the nearest px where they are resampled;
     -1 for a patch image whose place isn't known. ``table`` is `load`'s.
     """
-    target = placing.um_per_px
-    scale = (
-        np.ones(len(table))
-        if target is None
-        else (target / table["um_per_px"]).fillna(1.0).to_numpy()
-    )
+    scale = ((placing.um_per_px or np.nan) / table["um_per_px"]).fillna(1.0).to_numpy()
     is_cut = np.abs(scale - 1) < SAME_RESOLUTION
     scale = (np.where(is_cut, 1.0, scale) * downsample_of(table))[:, None]  # level-0 px a px
-    stored = table[["patch_x_l0_px", "patch_y_l0_px"]].to_numpy() - stored_px * scale / 2
+    stored = table[PLACED_AT].to_numpy() - stored_px * scale / 2
     stored[is_cut] = np.floor(stored[is_cut] + 0.5)
     margin_px = (stored_px - placing.size_px) // 2
     corner = np.floor(stored + margin_px * scale + 0.5)
@@ -116,13 +116,13 @@ def corners(table: pd.DataFrame, stored_px: int, placing: Placing) -> np.ndarray
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
     """A row a domain: n_slides, n_positive, n_negative, positive_share."""
-    by_domain = table.groupby("domain").agg(
+    counted = table.groupby("domain", as_index=False).agg(
         n_slides=("slide_id", "nunique"),
         n_positive=("label", "sum"),
+        n_negative=("label", "size"),
         positive_share=("label", "mean"),
     )
-    by_domain.insert(2, "n_negative", table.groupby("domain").size() - by_domain["n_positive"])
-    return by_domain.reset_index()
+    return counted.assign(n_negative=counted["n_negative"] - counted["n_positive"])
 
 
 def check(patches: np.ndarray, table: pd.DataFrame, n_looked_at: int = 256) -> None:
@@ -146,7 +146,7 @@ def _areas(table: pd.DataFrame) -> pd.DataFrame:
     """Slides whose scanned area begins off the slide's corner: slide_id, x_l0_px, y_l0_px."""
     slides = table.reindex(columns=["slide_id", *SCANNED_AT]).drop_duplicates("slide_id")
     slides.columns = ["slide_id", "x_l0_px", "y_l0_px"]
-    return slides[slides["x_l0_px"].fillna(0).ne(0) | slides["y_l0_px"].fillna(0).ne(0)]
+    return slides[slides[["x_l0_px", "y_l0_px"]].fillna(0).any(axis=1)]
 
 
 def _remedy(areas: pd.DataFrame) -> str:
@@ -180,32 +180,26 @@ def extract(
     once and before anything is read, for slides that are damaged or without um/px.
     """
     folder, table, reading = Path(folder), table.copy(), reading or Reading()
-    jobs = look(table, folder, reading, n_workers)
-    centres, scanned_at = np.empty((len(table), 2)), np.zeros((len(table), 2), np.int64)
-    is_stated = np.empty(len(table), dtype=bool)
-    for job in jobs:
-        rows = job.rows["patch_id"].to_numpy()
-        centres[rows] = job.centres
-        scanned_at[rows] = job.scanned_at_px
-        is_stated[rows] = job.is_stated
-        table.loc[rows, "um_per_px"] = job.um_per_px
+    looked = look(table, folder, reading, n_workers)
+    facts = looked.sort_values("patch_id")
+    table["um_per_px"] = facts["um_per_px"]
     if reading.origin == "scanned_area":
-        table[["x_l0_px", "y_l0_px"]] += scanned_at
-    shifted = (np.abs(centres - table[["x_l0_px", "y_l0_px"]]) > 0).any(axis=1)
-    if scanned_at.any():
-        table[SCANNED_AT] = scanned_at
+        table[["x_l0_px", "y_l0_px"]] += facts[SCANNED_AT].to_numpy()
+    if facts[SCANNED_AT].to_numpy().any():
+        table[SCANNED_AT] = facts[SCANNED_AT]
     areas = _areas(table)
     if len(areas) and reading.origin is None:
         warnings.warn(
             f"labels are taken to count from the slide's corner, but {_remedy(areas)}", stacklevel=2
         )
-    table["patch_x_l0_px"], table["patch_y_l0_px"] = centres.T
+    table[PLACED_AT] = facts[PLACED_AT]
+    shift = table[PLACED_AT].to_numpy() - table[["x_l0_px", "y_l0_px"]].to_numpy()
     if not run.path("patches.npy").is_file():
         partial = run.path("patches.partial.npy")
-        read_all(partial, run.path("progress.txt"), jobs, folder, reading, n_workers)
+        read_all(partial, run.path("progress.bin"), looked, folder, reading, n_workers)
         partial.replace(run.path("patches.npy"))
     store.write_parquet(run.path("labels.parquet"), table)
-    by_study = table[~is_stated & (table["um_per_px"] > 0)].drop_duplicates(
+    by_study = table[~facts["is_stated"] & (table["um_per_px"] > 0)].drop_duplicates(
         ["scanner", "um_per_px"] if reading.are_images else "slide_id"
     )
     run.finish(
@@ -214,11 +208,11 @@ def extract(
         domains=counts(table).to_dict("records"),
         um_per_px_said_by_study=by_study[["slide_id", "scanner", "um_per_px"]].to_dict("records"),
         scanned_areas=areas.to_dict("records"),
-        n_patches_over_edge=sum(job.n_over_edge for job in jobs),
-        n_patches_shifted=int(shifted.sum()),
+        n_patches_over_edge=int(facts["is_over_edge"].sum()),
+        n_patches_shifted=int((np.abs(shift) > 0).any(axis=1).sum()),
         **table.attrs,
     )
-    run.path("progress.txt").unlink(missing_ok=True)
+    run.path("progress.bin").unlink(missing_ok=True)
     return run
 
 

@@ -177,21 +177,15 @@ def refuse_enlarged(study: Settings, table: pd.DataFrame) -> None:
 
 
 def looked_at(study: Settings, folder: Path, n_workers: int = 1) -> pd.DataFrame:
-    """The label table of the study's data folder with each slide's um/px and each patch's centre.
+    """The label table of the study's data folder, and what `patches_read.look` says of its rows.
 
-    Reads no px.
-
-    Raises LabelError and PatchError for data that can't be used, ConfigError as `refuse_enlarged`.
+    Reads no px. Raises LabelError and PatchError for data that can't be used, ConfigError as
+    `refuse_enlarged`.
     """
-    jobs = patches_read.look(load_labels(study, folder), folder, reading_of(study), n_workers)
-    rows = []
-    for job in jobs:
-        x, y = job.centres.T
-        at = {"um_per_px": job.um_per_px, "patch_x_l0_px": x, "patch_y_l0_px": y}
-        rows.append(job.rows.assign(**at))
-    table = pd.concat(rows)
-    refuse_enlarged(study, table)
-    return table
+    table = load_labels(study, folder)
+    looked = patches_read.look(table, Path(folder), reading_of(study), n_workers)
+    refuse_enlarged(study, looked)
+    return looked
 
 
 # ---- twins ----

@@ -130,7 +130,9 @@ class Slide(AbstractContextManager):
         bool (n,).
         """
         half = size_px * self._scale(um_per_px) / 2
-        return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(axis=1)
+        return ((centres_l0_px < half) | (centres_l0_px > np.array(self.size_px) - half)).any(
+            axis=1
+        )
 
     def _scale(self, um_per_px: float | None) -> float:
         """Level-0 px a patch px; exactly 1 where the patch is cut and not resampled."""

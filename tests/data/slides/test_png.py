@@ -140,7 +140,8 @@ def test_a_png_that_is_turned_when_shown_is_refused(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     with pytest.raises(
-        SlideError, match=r"a\.png: a PNG with orientation 6, turned or mirrored when shown; save it turned; turn it upright: vips autorot"
+        SlideError,
+        match=r"a\.png: a PNG with orientation 6, turned or mirrored when shown; save it turned; turn it upright: vips autorot",
     ):
         open_slide(save(tmp_path / "a.png", exif=exif), 0.25)
     exif[274] = 1
