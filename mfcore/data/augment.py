@@ -7,10 +7,8 @@ corner without image; as the authors' released code does it, the crop is turned 
 done, and has black corners.
 """
 
-import dataclasses
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,49 +37,19 @@ class Strength(typing.Protocol):
     shift_px: int
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """What is done to each of n images; every field is an array (n,).
-
-    angle: rotation in radians, 0 for none. flip_x, flip_y: mirrored left to right, top to bottom.
-    shift_x_px, shift_y_px: of the crop's centre in the stored patch, whole px. brightness,
-    contrast, saturation: factors, 1 for none. hue: added, in turns of the colour circle, 0 for
-    none. blur_px: sigma in px, 0 for none.
-    """
-
-    angle: np.ndarray
-    flip_x: np.ndarray
-    flip_y: np.ndarray
-    shift_x_px: np.ndarray
-    shift_y_px: np.ndarray
-    brightness: np.ndarray
-    contrast: np.ndarray
-    saturation: np.ndarray
-    hue: np.ndarray
-    blur_px: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.angle)
-
-    def __getitem__(self, part: slice) -> "Parameters":
-        return type(self)(
-            **{field.name: getattr(self, field.name)[part] for field in dataclasses.fields(self)}
-        )
-
-
-class Released(Parameters):
-    """The same, to be done as the released training scripts do: turned last, by nearest neighbour,
-    with black corners.
-    """
-
-
 def draw(
     strength: Strength, n_images: int, seed: int, *names: object, released: bool = False
-) -> Parameters:
-    """Parameters of the ``n_images`` of one epoch, from the stream ``names`` under ``seed``;
-    ``released``: `Released` ones.
+) -> np.recarray:
+    """What is done to each of the ``n_images`` of one epoch, from the stream ``names`` under
+    ``seed``.
 
-    Row i depends on the stream and on i alone: neither the batch size nor ``n_images`` changes it.
+    Records (n_images,) with the fields angle (rotation in radians, 0 for none), flip_x, flip_y
+    (mirrored left to right, top to bottom), shift_x_px, shift_y_px (of the crop's centre in the
+    stored patch, whole px), brightness, contrast, saturation (factors, 1 for none), hue (added, in
+    turns of the colour circle, 0 for none), blur_px (sigma in px, 0 for none), and last_angle.
+    released: crops are rotated as the released training scripts do, by last_angle: last, by nearest
+    neighbour, with black corners. Row i depends on the stream and on i alone: neither the batch
+    size nor ``n_images`` changes it.
     """
     uniform = rng.generator(seed, *names).random((n_images, 13)).T  # (13, n_images)
     coloured = uniform[0] < strength.colour_probability
@@ -92,30 +60,33 @@ def draw(
     low, high = RELEASED_BLUR_SIGMA_PX if released else BLUR_SIGMA_PX
     # Shape: (2, n_images)
     shift_px = np.floor(uniform[11:13] * (2 * strength.shift_px + 1)) - strength.shift_px
-    return (Released if released else Parameters)(
-        angle=np.where(rotated, np.pi * (2 * uniform[7] - 1), 0.0),
-        flip_x=uniform[8] < 0.5,
-        flip_y=uniform[9] < 0.5,
-        shift_x_px=shift_px[0],
-        shift_y_px=shift_px[1],
-        brightness=1 + jitter[0],
-        contrast=1 + jitter[1],
-        saturation=1 + jitter[2],
-        hue=jitter[3],
-        blur_px=np.where(blurred, low + (high - low) * uniform[10], 0.0),
-    )
+    angle = np.where(rotated, np.pi * (2 * uniform[7] - 1), 0.0)
+    fields = {
+        "angle": angle * (not released),
+        "flip_x": uniform[8] < 0.5,
+        "flip_y": uniform[9] < 0.5,
+        "shift_x_px": shift_px[0],
+        "shift_y_px": shift_px[1],
+        "brightness": 1 + jitter[0],
+        "contrast": 1 + jitter[1],
+        "saturation": 1 + jitter[2],
+        "hue": jitter[3],
+        "blur_px": np.where(blurred, low + (high - low) * uniform[10], 0.0),
+        "last_angle": angle * released,
+    }
+    return np.rec.fromarrays(list(fields.values()), names=list(fields))
 
 
-def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "torch.Tensor":
+def augment(images: "torch.Tensor", drawn: np.recarray, input_px: int) -> "torch.Tensor":
     """Augmented crops, float32 (B, 3, input_px, input_px) in 0..1, of stored patches (B, 3,
     stored_px, stored_px).
 
-    ``images`` are uint8, or float in 0..1, on any device. Geometry comes first, then colour (in
-    torchvision's order: brightness, contrast, saturation, hue), then blur; with `Released`
-    parameters, crops are turned after that (`turn`). An image that isn't rotated keeps its pixels,
+    ``images`` are uint8, or float in 0..1, on any device; drawn: of each, as `draw` gives it.
+    Geometry comes first, then colour (in torchvision's order: brightness, contrast, saturation,
+    hue), then blur, then the last rotation (`turn`). An image that isn't rotated keeps its pixels,
     nothing is resampled. On a CPU an image comes out the same to the last bit whatever its batch.
-    Nothing waits for a GPU. Raises ValueError where the number of parameters is another than that
-    of images, or where a crop would reach outside its stored patch.
+    Nothing waits for a GPU. Raises ValueError where the number of records is another than that of
+    images, or where a crop would reach outside its stored patch.
     """
     import torch
 
@@ -124,26 +95,23 @@ def augment(images: "torch.Tensor", parameters: Parameters, input_px: int) -> "t
         raise ValueError(
             f"images are {tuple(images.shape)}; (B, 3, stored_px, stored_px) are needed"
         )
-    if n_images != len(parameters):
-        raise ValueError(f"{n_images} images with parameters of {len(parameters)}")
-    turned = parameters.angle if isinstance(parameters, Released) else np.zeros(n_images)
-    if isinstance(parameters, Released):
-        parameters = dataclasses.replace(parameters, angle=np.zeros(n_images))
-    theta = affine(parameters, width_px, input_px)
+    if n_images != len(drawn):
+        raise ValueError(f"{n_images} images with parameters of {len(drawn)}")
+    theta = affine(drawn, width_px, input_px)
     crops = torch.empty((n_images, 3, input_px, input_px), device=images.device)
     on_cpu = images.device.type == "cpu"
     n_at_once = max(1, PIECE_PX * torch.get_num_threads() // input_px**2 if on_cpu else n_images)
     for start in range(0, n_images, n_at_once):
         part = slice(start, start + n_at_once)
-        out, drawn = crops[part], parameters[part]
-        _cut(images[part], drawn, theta[part], out)
+        out, done = crops[part], drawn[part]
+        _cut(images[part], done, theta[part], out)
         if images.dtype == torch.uint8:
             out /= 255
-        factors = np.stack([drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue])
+        factors = np.stack([done.brightness, done.contrast, done.saturation, done.hue])
         jittered = (factors != [[1], [1], [1], [0]]).any(axis=0)
         _change(out, jittered, jitter_colour, *factors.astype(np.float32))
-        _change(out, drawn.blur_px != 0, blur, drawn.blur_px.astype(np.float32))
-        _change(out, turned[part] != 0, turn, turned[part])
+        _change(out, done.blur_px != 0, blur, done.blur_px.astype(np.float32))
+        _change(out, done.last_angle != 0, turn, done.last_angle)
     return crops
 
 
@@ -158,9 +126,8 @@ def _change(
     """
     if chosen.any():
         rows = _rows(chosen, images.device)
-        images[rows] = change(
-            images[rows], *(on_device(each[chosen], images.device) for each in values)
-        )
+        each = (on_device(value[chosen], images.device) for value in values)
+        images[rows] = change(images[rows], *each)
 
 
 def _rows(chosen: np.ndarray, device: "torch.device") -> "slice | torch.Tensor":
@@ -182,7 +149,7 @@ def on_device(values: np.ndarray, device: "torch.device") -> "torch.Tensor":
     )
 
 
-def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
+def affine(drawn: np.recarray, stored_px: int, input_px: int) -> np.ndarray:
     """Matrices (n, 2, 3) from a crop's coordinates to the stored patch's, both -1 to 1 between
     outermost pixel centres.
 
@@ -191,12 +158,13 @@ def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
     where a crop would reach outside.
     """
     half_crop_px, half_stored_px = (input_px - 1) / 2, (stored_px - 1) / 2
-    cosine, sine = np.cos(parameters.angle), np.sin(parameters.angle)
+    angle = drawn.angle.copy()  # of records that lie apart numpy may round a cosine otherwise
+    cosine, sine = np.cos(angle), np.sin(angle)
     # A patch and a crop of which one is even and one is odd have no common centre; the centre crop
     # rounds down.
-    aside_px = np.where(parameters.angle == 0, -((stored_px - input_px) % 2) / 2, 0.0)
+    aside_px = np.where(angle == 0, -((stored_px - input_px) % 2) / 2, 0.0)
     # Shape: (2, n)
-    centre_px = np.stack([parameters.shift_x_px + aside_px, parameters.shift_y_px + aside_px])
+    centre_px = np.stack([drawn.shift_x_px + aside_px, drawn.shift_y_px + aside_px])
     reach_px = np.abs(centre_px) + half_crop_px * (np.abs(cosine) + np.abs(sine))  # (2, n)
     if reach_px.size and reach_px.max() > half_stored_px + 1e-6:
         raise ValueError(
@@ -204,57 +172,43 @@ def affine(parameters: Parameters, stored_px: int, input_px: int) -> np.ndarray:
             f" {stored_px} px; store patches of {int(np.ceil(2 * reach_px.max() + 1))} px or more"
             " (Network.needed_px)"
         )
-    mirror_x, mirror_y = 1 - 2.0 * parameters.flip_x, 1 - 2.0 * parameters.flip_y
+    mirror_x, mirror_y = 1 - 2.0 * drawn.flip_x, 1 - 2.0 * drawn.flip_y
     scale = half_crop_px / half_stored_px
-    rows_x = [cosine * mirror_x * scale, -sine * mirror_y * scale, centre_px[0] / half_stored_px]
-    rows_y = [sine * mirror_x * scale, cosine * mirror_y * scale, centre_px[1] / half_stored_px]
-    return np.stack([np.stack(rows_x, axis=-1), np.stack(rows_y, axis=-1)], axis=-2)  # (n, 2, 3)
+    x, y = centre_px / half_stored_px
+    rows = [
+        [cosine * mirror_x * scale, -sine * mirror_y * scale, x],
+        [sine * mirror_x * scale, cosine * mirror_y * scale, y],
+    ]
+    return np.moveaxis(np.array(rows), -1, 0)
 
 
 def _cut(
-    images: "torch.Tensor", parameters: Parameters, theta: np.ndarray, out: "torch.Tensor"
+    images: "torch.Tensor", drawn: np.recarray, theta: np.ndarray, out: "torch.Tensor"
 ) -> None:
     """Mirrored, rotated and shifted crops into ``out``, in the images' own range.
 
     A CPU copies the pixels of those that aren't rotated, which is a third of the work of sampling
     them. A GPU samples all, which is one call.
     """
-    import torch
     from torch.nn import functional
 
-    input_px = out.shape[-1]
-    sampled = (parameters.angle != 0) | (images.device.type != "cpu")
+    input_px, margin_px = out.shape[-1], images.shape[-1] - out.shape[-1]
+    sampled = (drawn.angle != 0) | (images.device.type != "cpu")
     for i in np.flatnonzero(~sampled):
-        top, left = (
-            (images.shape[-1] - input_px) // 2 + int(shift_px[i])
-            for shift_px in (parameters.shift_y_px, parameters.shift_x_px)
-        )
-        crop = images[i : i + 1, :, top : top + input_px, left : left + input_px]
-        if axes := [
-            axis
-            for axis, flipped in ((2, parameters.flip_y[i]), (3, parameters.flip_x[i]))
-            if flipped
-        ]:
-            crop = crop.flip(axes)
-        out[i].copy_(crop[0])
+        top, left = (margin_px // 2 + int(px[i]) for px in (drawn.shift_y_px, drawn.shift_x_px))
+        crop = images[i, :, top : top + input_px, left : left + input_px]
+        flips = (1, drawn.flip_y[i]), (2, drawn.flip_x[i])
+        out[i].copy_(crop.flip([axis for axis, is_flipped in flips if is_flipped]))
     if not sampled.any():
         return
     steps = np.linspace(-1, 1, input_px)
     across = theta[sampled, :, 0, None] * steps + theta[sampled, :, 2, None]  # (n, 2, input_px)
     down = theta[sampled, :, 1, None] * steps  # (n, 2, input_px)
-    across_there, down_there = on_device(np.stack([across, down]).astype(np.float32), out.device)
+    across, down = on_device(np.stack([across, down]).astype(np.float32), out.device)
     # Shape: (n, input_px, input_px, 2)
-    grid = (across_there[:, :, None, :] + down_there[:, :, :, None]).permute(0, 2, 3, 1)
-    stored = images
-    if not sampled.all():
-        # As interleaved as the images are
-        stored = torch.empty_like(images[: sampled.sum()], dtype=torch.float32)
-        for into, i in zip(stored, np.flatnonzero(sampled), strict=True):
-            into.copy_(images[i])
-    cut = functional.grid_sample(
-        stored.to(torch.float32), grid, padding_mode="zeros", align_corners=True
-    )
-    out[_rows(sampled, out.device)] = cut
+    grid = (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)
+    rows = _rows(sampled, out.device)
+    out[rows] = functional.grid_sample(images[rows].float(), grid, align_corners=True)
 
 
 def turn(images: "torch.Tensor", angle: "torch.Tensor") -> "torch.Tensor":

@@ -16,7 +16,7 @@ N_AHEAD = 2  # batches that are read, or being read, while the network learns fr
 def batches(
     patches: np.ndarray,
     rows: np.ndarray,
-    drawn: augment.Parameters,
+    drawn: np.recarray,
     slices: list[slice],
     device: torch.device,
     input_px: int,

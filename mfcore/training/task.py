@@ -170,7 +170,7 @@ class Examples:
     shifts_px: np.ndarray
     labels: np.ndarray
     elsewhere: Elsewhere
-    drawn: augment.Parameters | None = None
+    drawn: np.recarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -308,7 +308,7 @@ def nowhere(task: Task) -> Elsewhere:
 
 
 def _labelled(
-    task: Task, role: str, rows: np.ndarray, drawn: augment.Parameters, elsewhere: Elsewhere
+    task: Task, role: str, rows: np.ndarray, drawn: np.recarray, elsewhere: Elsewhere
 ) -> Examples:
     shifts_px = np.stack([drawn.shift_x_px, drawn.shift_y_px], axis=1).astype(np.int64)
     labels = labels_of(task, role, rows, shifts_px, elsewhere)

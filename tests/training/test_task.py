@@ -332,9 +332,12 @@ def test_a_shifted_crop_is_what_augmentation_shows():
     the_task = task(network=network(shift_px=2), patches=np.random.default_rng(0).integers(0, 256, (120, 23, 23, 3), np.uint8))
     shifts = np.array([[-2, 1], [0, 0], [2, 2], [1, -2]])
     found = train_task.crops(the_task, dataclasses.replace(train_task.centred(the_task, "train")[:4], shifts_px=shifts))
-    nothing = {name: np.zeros(4) for name in ("angle", "hue", "blur_px")} | {n: np.zeros(4, bool) for n in ("flip_x", "flip_y")}
+    nothing = {name: np.zeros(4) for name in ("angle", "hue", "blur_px", "last_angle")} | {
+        n: np.zeros(4, bool) for n in ("flip_x", "flip_y")
+    }
     same = {name: np.ones(4) for name in ("brightness", "contrast", "saturation")}
-    drawn = augment.Parameters(shift_x_px=shifts[:, 0] * 1.0, shift_y_px=shifts[:, 1] * 1.0, **nothing, **same)
+    fields = {"shift_x_px": shifts[:, 0] * 1.0, "shift_y_px": shifts[:, 1] * 1.0, **nothing, **same}
+    drawn = np.rec.fromarrays(list(fields.values()), names=list(fields))
     images = torch.from_numpy(the_task.patches[:4]).permute(0, 3, 1, 2)
     shown = augment.augment(images, drawn, 12).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found / 255, shown, atol=1e-4)
