@@ -276,15 +276,11 @@ def _turn_hue(pixels: "torch.Tensor", turns: "torch.Tensor") -> None:
     import torch
 
     red, green, blue = pixels.unbind(1)  # (B, P) each
-    value = torch.maximum(red, green)
-    torch.maximum(value, blue, out=value)
-    lowest = torch.minimum(red, green)
-    torch.minimum(lowest, blue, out=lowest)
+    value, lowest = pixels.amax(1), pixels.amin(1)
     chroma = value - lowest
     # The hue in sixths of a turn, -3 to 3, red at 0, without a branch: its distance from red grows
-    # with the difference of
-    # green and blue while red is highest, with what red lacks while that difference stays, and as
-    # the difference falls.
+    # with the difference of green and blue while red is highest, with what red lacks while that
+    # difference stays, and as the difference falls.
     scale = chroma.clamp(min=torch.finfo(chroma.dtype).tiny).reciprocal_()
     aside = (green - blue).mul_(scale)  # -1..1
     lack = (value - red).mul_(scale)  # 0..1
@@ -293,12 +289,12 @@ def _turn_hue(pixels: "torch.Tensor", turns: "torch.Tensor") -> None:
     sextant += 6 * turns
     sextant -= (sextant * (1 / 6)).floor_().mul_(6)  # 0..6
     # HSV to RGB in closed form: a channel falls from value to lowest with its colour's distance,
-    # between 1 and 2 sixths.
-    for channel, colour in ((green, 2), (blue, 4)):
+    # between 1 and 2 sixths; red rises with that of its opposite, cyan.
+    for channel, colour in ((green, 2), (blue, 4), (red, 3)):
         torch.sub(sextant, colour, out=channel).abs_().sub_(1).clamp_(0, 1).mul_(chroma)
-        torch.sub(value, channel, out=channel)
-    # 3: red's opposite, cyan
-    torch.sub(sextant, 3, out=red).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(lowest)
+    torch.sub(value, green, out=green)
+    torch.sub(value, blue, out=blue)
+    red.add_(lowest)
 
 
 def blur(

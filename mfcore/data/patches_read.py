@@ -38,10 +38,6 @@ class PatchError(ValueError):
     """Patches can't be read, or are wrong; the message names every slide or file concerned."""
 
 
-class DiskError(RuntimeError):
-    """The store can't be written; the message says why and what to do."""
-
-
 @dataclass(frozen=True)
 class Reading:
     """How patches are read.
@@ -278,18 +274,13 @@ def read_all(
                 problems.setdefault(rows["file"].iloc[0], str(error))
                 return 0
             with writing:
-                try:
-                    for patch_id, patch in zip(rows["patch_id"], patches, strict=True):
-                        array.seek(first + patch_id * math.prod(shape[1:]))
-                        array.write(patch.tobytes())
-                    array.flush()
-                    os.fsync(array.fileno())
-                    is_done[rows["patch_id"]] = True
-                    is_done.flush()
-                except OSError as error:
-                    raise DiskError(
-                        f"{target}: {error}; make room and run again, it goes on where it stopped"
-                    ) from None
+                for patch_id, patch in zip(rows["patch_id"], patches, strict=True):
+                    array.seek(first + patch_id * math.prod(shape[1:]))
+                    array.write(patch.tobytes())
+                array.flush()
+                os.fsync(array.fileno())
+                is_done[rows["patch_id"]] = True
+                is_done.flush()
             return len(rows)
 
         for n_read in pool.map(work, batches):

@@ -13,7 +13,6 @@ import yaml
 from mfcore import cli as face
 from mfcore.analysis.switches import BASE, NOT_YET, PAPER, derived, table
 from mfcore.data.downloads import DownloadError
-from mfcore.data.patches_read import DiskError
 from mfcore.encoders import EncoderError
 from mfcore.study import arms as study_arms
 from mfcore.study.config import Data, Effects, Network, Patches, Settings, Splits, as_dict
@@ -204,7 +203,7 @@ def test_every_arm_that_fails_begins_a_line_and_keeps_its_own(tmp_path, capsys, 
     ]
 
 
-@pytest.mark.parametrize("error", [DownloadError("gone: 404"), DiskError("patches.npy: full"), OSError("no disk")])
+@pytest.mark.parametrize("error", [DownloadError("gone: 404"), OSError("no disk")])
 def test_what_the_data_or_the_disk_refuse_is_told_without_a_traceback(tmp_path, capsys, monkeypatch, error):
     def fails(*_):
         raise error

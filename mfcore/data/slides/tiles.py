@@ -37,19 +37,17 @@ class Memory:
         if is_kept:
             return tile.result()
         try:
-            pixels = decode()
+            tile.set_result(decode())
         except BaseException as error:
-            with self._lock:
-                self._drop(key)
             tile.set_exception(error)
-            raise
         with self._lock:
-            tile.set_result(pixels)
-            if self._tiles.get(key) is tile:
-                self.n_bytes += pixels.nbytes
+            if tile.exception():
+                self._tiles.pop(key, None)
+            elif self._tiles.get(key) is tile:
+                self.n_bytes += tile.result().nbytes
             while self.n_bytes > self.limit_bytes and len(self._tiles) > 1:
                 self._drop(next(iter(self._tiles)))
-        return pixels
+        return tile.result()
 
     def close(self, reader: object) -> None:
         """Drop the tiles of a reader."""

@@ -12,6 +12,7 @@ count as unstained. Specks are removed, small holes are filled. Red ink and colo
 tissue.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,9 +141,14 @@ def look_at(slide: Slide) -> Look:
         raise TissueError(
             f"{slide.path}: no tissue in a thumbnail of {cell_um:.3g} um/px; leave the slide out"
         )
-    bits, cell_l0_px = np.packbits(tissue, axis=1), cell_um / slide.um_per_px
-    downsamples = tuple(slide.reader.downsamples)
-    return Look(bits, tissue.shape[1], cell_l0_px, slide.um_per_px, slide.size_px, downsamples)
+    return Look(
+        bits=np.packbits(tissue, axis=1),
+        n_columns=tissue.shape[1],
+        cell_l0_px=cell_um / slide.um_per_px,
+        um_per_px=slide.um_per_px,
+        size_px=slide.size_px,
+        downsamples=slide.reader.downsamples,
+    )
 
 
 def thumbnail_of(slide: Slide, um_per_px: float) -> np.ndarray:
@@ -154,12 +160,10 @@ def thumbnail_of(slide: Slide, um_per_px: float) -> np.ndarray:
     n_columns, n_rows = (max(1, math.ceil(side / scale - 1e-6)) for side in slide.size_px)
     finer = max((d for d in slide.reader.downsamples if d <= scale * 1.001), default=1.0)
     side = min(max(int(BLOCK_PX * finer / scale), 8), max(n_rows, n_columns))
-    blocks = [(x, y) for y in range(0, n_rows, side) for x in range(0, n_columns, side)]
-    centres = (np.array(blocks) + side / 2) * scale
     thumbnail = np.full((n_rows, n_columns, 3), 255, np.uint8)
-    for i in slide.plan(centres, side, um_per_px):
-        x, y = blocks[i]
-        block = slide.read(*centres[i], side, um_per_px)
+    for y, x in itertools.product(range(0, n_rows, side), range(0, n_columns, side)):
+        centre = (x + side / 2) * scale, (y + side / 2) * scale
+        block = slide.read(*centre, side, um_per_px)
         thumbnail[y : y + side, x : x + side] = block[: n_rows - y, : n_columns - x]
     return thumbnail
 
@@ -171,10 +175,10 @@ def thumbnail_of(slide: Slide, um_per_px: float) -> np.ndarray:
 class Places:
     """Cells of a mask in which a patch's centre may lie, as runs along the mask's rows.
 
-    A few of the cells hold no such centre: `propose` tells. side_l0_px: side of the patch.
-    grid: the patch's px, and the downsample of the level that has the patch's resolution; None
-    without such a level. starts: int32 (n_runs,), the first cell of each run, counted row by row;
-    ends: int32 (n_runs,), number of cells up to the end of each run.
+    A few of the cells hold no such centre: `propose` tells. side_l0_px: side of the patch. grid:
+    the patch's px, and the downsample of the level that has the patch's resolution; None without
+    such a level. starts: int32 (n_runs,), the first cell of each run, counted row by row; ends:
+    int32 (1 + n_runs,), number of cells up to the end of each run, 0 first.
     """
 
     look: Look
@@ -196,17 +200,18 @@ class Places:
         """
         chosen, *inside = rng.random(3)
         k = min(int(chosen * self.ends[-1]), int(self.ends[-1]) - 1)
-        run = np.searchsorted(self.ends, k, side="right")
-        cell = int(self.starts[run]) + k - (int(self.ends[run - 1]) if run else 0)
-        row, column = divmod(cell, self.look.n_columns)
-        x, y = (
-            (at + d) * self.look.cell_l0_px for at, d in zip((column, row), inside, strict=True)
-        )
+        run = np.searchsorted(self.ends, k, side="right") - 1
+        row, column = divmod(int(self.starts[run]) + k - int(self.ends[run]), self.look.n_columns)
+        centre = (np.array([column, row]) + inside) * self.look.cell_l0_px
         if self.grid is not None:
-            x, y = (whole_px(centre, *self.grid) for centre in (x, y))
-        half, (width, height) = self.side_l0_px / 2, self.look.size_px
-        if not (half <= x <= width - half and half <= y <= height - half):
+            # at most half a px of the level further, so that a patch cut there has whole px
+            size_px, downsample = self.grid
+            corner_px = np.floor(centre / downsample - size_px / 2 + 0.5)
+            centre = (corner_px + size_px / 2) * downsample
+        half = self.side_l0_px / 2
+        if ((centre < half) | (centre > np.array(self.look.size_px) - half)).any():
             return None
+        x, y = centre.tolist()
         share = self.look.share(x, y, self.side_l0_px)
         return (x, y, share) if share >= self.min_tissue - 1e-9 else None
 
@@ -239,15 +244,10 @@ def places_at(look: Look, um_per_px: float, size_px: int, min_tissue: float) -> 
         first = np.arange(cells.shape[axis]) * look.cell_l0_px
         fits = (first + look.cell_l0_px >= side_l0_px / 2) & (first <= size - side_l0_px / 2)
         may &= fits if axis else fits[:, None]
-    edges = np.flatnonzero(np.diff(may.ravel(), prepend=False, append=False))
-    starts, stops = edges[::2].astype(np.int32), edges[1::2].astype(np.int32)
-    ends = np.cumsum(stops - starts, dtype=np.int32)
+    edges = np.flatnonzero(np.diff(may.ravel(), prepend=False, append=False)).astype(np.int32)
+    starts, stops = edges[::2], edges[1::2]
+    ends = np.cumsum(np.append(0, stops - starts), dtype=np.int32)
     grid = (size_px, level[1]) if level else None
     places, rng = Places(look, side_l0_px, min_tissue, grid, starts, ends), np.random.default_rng(0)
-    has_any = len(ends) and any(places.propose(rng) for _ in range(N_TRIED))
+    has_any = len(starts) and any(places.propose(rng) for _ in range(N_TRIED))
     return places if has_any else None
-
-
-def whole_px(centre_l0_px: float, size_px: int, downsample: float) -> float:
-    """The centre moved by at most half a px of a level, so that a patch cut there has whole px."""
-    return (math.floor(centre_l0_px / downsample - size_px / 2 + 0.5) + size_px / 2) * downsample
