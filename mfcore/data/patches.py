@@ -241,8 +241,7 @@ def read_anywhere(
             centres[places] = reading.moved(
                 slide, first + np.floor(shares[places] * (last - first))
             )
-            for i in places[slide.plan(centres[places], side_px, um_per_px)]:
-                stored[i] = slide.read(*centres[i], side_px, um_per_px)
+            stored[places] = slide.read_many(centres[places], side_px, um_per_px)
     return centres, stored
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,14 +288,12 @@ def read_all(
     _refuse(problems.values())
 
 
-def _read(rows: pd.DataFrame, folder: Path, reading: Reading) -> list[np.ndarray]:
+def _read(rows: pd.DataFrame, folder: Path, reading: Reading) -> Sequence[np.ndarray]:
     """The patches of some rows of `look`, uint8 (stored_px, stored_px, 3) each."""
     if not reading.are_images:
         with reading.open(folder, rows) as slide:
-            return [
-                slide.read(*centre, reading.stored_px, reading.um_per_px)
-                for centre in rows[PLACED_AT].to_numpy()
-            ]
+            centres = rows[PLACED_AT].to_numpy()
+            return slide.read_many(centres, reading.stored_px, reading.um_per_px)
     patches = []
     for file, um_per_px in zip(rows["file"], rows["um_per_px"], strict=True):
         try:

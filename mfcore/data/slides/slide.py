@@ -110,6 +110,15 @@ class Slide(AbstractContextManager):
         windows = [self.window(x, y, size_px, um_per_px)[0] for x, y in centres_l0_px]
         return np.lexsort([[one.x_px for one in windows], [one.y_px // BAND_PX for one in windows]])
 
+    def read_many(
+        self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None
+    ) -> np.ndarray:
+        """The patches around centres, float (n, 2) of x, y, uint8 (n, size_px, size_px, 3)."""
+        patches = np.empty((len(centres_l0_px), size_px, size_px, 3), np.uint8)
+        for i in self.plan(centres_l0_px, size_px, um_per_px):
+            patches[i] = self.read(*centres_l0_px[i], size_px, um_per_px)
+        return patches
+
     def inside(
         self, centres_l0_px: np.ndarray, size_px: int, um_per_px: float | None = None
     ) -> np.ndarray:
@@ -229,7 +238,6 @@ def read_patches(
         raise SlideError(f"points are {centres.shape}; expected finite x, y of each: (n, 2)")
     if um_per_px is not None and not um_per_px > 0:
         raise SlideError(f"um_per_px is {um_per_px}; it must be positive, or None")
-    read = np.empty((len(centres), size_px, size_px, 3), np.uint8)
     with open_slide(Path(file), slide_um_per_px) as slide:
         if um_per_px is not None and slide.um_per_px > MAX_ENLARGED * um_per_px:
             raise SlideError(
@@ -240,9 +248,7 @@ def read_patches(
         if max(off_px, default=0) > MAX_OFF_SLIDE_PX:
             x, y = centres[int(np.argmax(off_px))]
             raise SlideError(f"{file}: a point isn't on the slide: ({x:g}, {y:g})")
-        for i in slide.plan(centres, size_px, um_per_px):
-            read[i] = slide.read(*centres[i], size_px, um_per_px)
-    return read
+        return slide.read_many(centres, size_px, um_per_px)
 
 
 def _reader(path: Path, memory: Memory) -> Reader:

@@ -111,9 +111,7 @@ class Window:
         self, angle: float, x_um: float = 0.0, y_um: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates (along, across) in um of axes turned by ``angle`` about a point."""
-        dx, dy = self.x - np.float32(x_um), self.y - np.float32(y_um)
-        cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        return dx * cosine + dy * sine, dy * cosine - dx * sine
+        return rotated(self.x - np.float32(x_um), self.y - np.float32(y_um), angle)
 
     def ellipse(
         self, a: float, b: float, angle: float = 0.0, x_um: float = 0.0, y_um: float = 0.0
@@ -161,6 +159,12 @@ def around(
         slice(max(0, int(at - reach_px)), min(n, int(at + reach_px) + 1))
         for at, n in zip(centre_px[::-1], shape, strict=True)
     )
+
+
+def rotated(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (along, across) of axes turned by ``angle``."""
+    cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return x * cosine + y * sine, y * cosine - x * sine
 
 
 def cover(distance: np.ndarray, edge_um: float) -> np.ndarray:

@@ -15,19 +15,18 @@ from mfcore.data.synthetic.domains import Domain, all_domains
 from mfcore.data.synthetic.tissue import Plan, coarse_at, ground, lay_out, scan
 
 UM_PER_PX = 0.5
+RADIUS_UM = 4.2  # of tumour nuclei, in every tissue
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """One tissue: the smallest distance between its nuclei, their tumour cells' radius, and how
-    often each kind is drawn.
+    """One tissue: the smallest distance between its nuclei, and how often each kind is drawn.
 
     share: weights of "tumour", "lymphocyte", "spindle" and "dying" in tumour and in stroma. stroma:
     share of the area.
     """
 
     spacing_um: float
-    radius_um: float
     stroma: float
     in_tumour: tuple[float, float, float, float]
     in_stroma: tuple[float, float, float, float]
@@ -35,12 +34,12 @@ class Tissue:
 
 KINDS = ("tumour", "lymphocyte", "spindle", "dying")
 TISSUES = {
-    "tumour": Tissue(9.4, 4.2, 0.10, (0.90, 0.08, 0.0, 0.02), (0.0, 0.3, 0.7, 0.0)),
-    "lymphoid": Tissue(7.4, 4.2, 0.10, (0.14, 0.84, 0.0, 0.02), (0.0, 0.4, 0.6, 0.0)),
-    "stroma": Tissue(7.6, 4.2, 1.0, (0.0, 0.0, 1.0, 0.0), (0.06, 0.14, 0.78, 0.02)),
-    "dying tumour": Tissue(9.4, 4.2, 0.10, (0.52, 0.08, 0.0, 0.40), (0.0, 0.3, 0.7, 0.0)),
+    "tumour": Tissue(9.4, 0.10, (0.90, 0.08, 0.0, 0.02), (0.0, 0.3, 0.7, 0.0)),
+    "lymphoid": Tissue(7.4, 0.10, (0.14, 0.84, 0.0, 0.02), (0.0, 0.4, 0.6, 0.0)),
+    "stroma": Tissue(7.6, 1.0, (0.0, 0.0, 1.0, 0.0), (0.06, 0.14, 0.78, 0.02)),
+    "dying tumour": Tissue(9.4, 0.10, (0.52, 0.08, 0.0, 0.40), (0.0, 0.3, 0.7, 0.0)),
 }
-MIXED = Tissue(8.8, 4.2, 0.40, (0.86, 0.14, 0.0, 0.0), (0.0, 0.35, 0.65, 0.0))
+MIXED = Tissue(8.8, 0.40, (0.86, 0.14, 0.0, 0.0), (0.0, 0.35, 0.65, 0.0))
 """Tumour, stroma and lymphocytes side by side, for masks with every class."""
 
 
@@ -79,7 +78,7 @@ def draw_field(
         spacing_um=tissue.spacing_um,
         stroma=min(tissue.stroma, 0.6),
         gap=0.03,
-        look=replace(look.look, radius_um=tissue.radius_um, radius_sd=0.14),
+        look=replace(look.look, radius_um=RADIUS_UM, radius_sd=0.14),
     )
     plan = Plan(index, domain, side_px, side_px, 0, 0.0)
     layout = lay_out(seed, plan)

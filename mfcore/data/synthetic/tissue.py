@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from mfcore import streams
 from mfcore.data.synthetic import cells
-from mfcore.data.synthetic.canvas import Canvas, around, noise
+from mfcore.data.synthetic.canvas import Canvas, around, noise, rotated
 from mfcore.data.synthetic.domains import Domain
 
 MARGIN_PX = 32
@@ -177,15 +177,13 @@ def _cytoplasm(
     owner = np.full(shape, len(centres_px), np.int32)
     angle = rng.uniform(0, np.pi, len(centres_px))
     stretch = np.exp(rng.normal(0, 0.16, len(centres_px)))
-    cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     longer, shorter = stretch.astype(np.float32), (1 / stretch).astype(np.float32)
     for index, (x, y) in enumerate(centres_px):
         part = around((x, y), int(reach * 1.15) + 1, shape)
         rows, columns = (np.arange(each.start, each.stop, dtype=np.float32) for each in part)
         dx, dy = (columns - np.float32(x))[None, :], (rows - np.float32(y))[:, None]
-        along = (dx * cosine[index] + dy * sine[index]) * longer[index]
-        across = (dy * cosine[index] - dx * sine[index]) * shorter[index]
-        distance = np.sqrt(along * along + across * across)
+        along, across = rotated(dx, dy, angle[index])
+        distance = np.sqrt((along * longer[index]) ** 2 + (across * shorter[index]) ** 2)
         f, s = first[part], second[part]
         np.minimum(s, np.maximum(f, distance), out=s)
         owner[part][distance < f] = index
@@ -240,31 +238,23 @@ def _fibres(
     """
     bend_um = 32
     wave = _field(rng, coarse, 45 / (4 * um)) + 0.15 * _field(rng, coarse, 8 / (4 * um))
-    angle, side = rng.uniform(0, np.pi), 512
-    y = np.arange(half[0], dtype=np.float32)[:, None]
-    x = np.arange(half[1], dtype=np.float32)[None, :]
-    across = (
-        y * np.float32(np.cos(angle))
-        - x * np.float32(np.sin(angle))
-        + _enlarge(wave, half) * (bend_um / um)
-    )
-    along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
-    thin = _stretched(rng, side, 0.55 / um, 9 / um)[
-        across.astype(np.int32) % side, along.astype(np.int32) % side
-    ]
-    thick = _stretched(rng, side, 1.7 / um, 22 / um)[
-        (across * 0.9).astype(np.int32) % side, along.astype(np.int32) % side
-    ]
+    angle = rng.uniform(0, np.pi)
+    y, x = (np.arange(n, dtype=np.float32) for n in half)
+    along, across = rotated(x[None, :], y[:, None], angle)
+    across = across + _enlarge(wave, half) * (bend_um / um)
+
+    def threads(across: np.ndarray, width_um: float, length_um: float) -> np.ndarray:
+        """A periodic square of noise drawn out along its columns, of unit variance, laid along the
+        fibres.
+        """
+        white = rng.standard_normal((512, 512), dtype=np.float32)
+        tile = ndimage.gaussian_filter(white, (width_um / um, length_um / um), mode="wrap")
+        places = (at.astype(np.int32) % len(tile) for at in (across, along))
+        return (tile / tile.std())[tuple(places)]
+
+    fibre = 0.6 * threads(across, 0.55, 9) + 0.8 * threads(across * 0.9, 1.7, 22)
     slope_y, slope_x = (slope * (bend_um / (4 * um)) for slope in np.gradient(wave))
-    return 0.6 * thin + 0.8 * thick, np.arctan2(np.sin(angle) - slope_x, np.cos(angle) + slope_y)
-
-
-def _stretched(rng: np.random.Generator, side: int, across: float, along: float) -> np.ndarray:
-    """A periodic square of noise drawn out along its columns, of unit variance."""
-    tile = ndimage.gaussian_filter(
-        rng.standard_normal((side, side), dtype=np.float32), (across, along), mode="wrap"
-    )
-    return tile / tile.std()
+    return fibre, np.arctan2(np.sin(angle) - slope_x, np.cos(angle) + slope_y)
 
 
 def ground(
