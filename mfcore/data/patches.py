@@ -29,6 +29,7 @@ __all__ = [
     "read_anywhere", "refuse_other_slides", "slides_digest", "twins",
 ]  # fmt: skip
 
+N_LOOKED_AT = 256  # patches by `check`
 BLOCK = 512  # patches read at a time
 
 
@@ -125,13 +126,13 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     return counted.assign(n_negative=counted["n_negative"] - counted["n_positive"])
 
 
-def check(patches: np.ndarray, table: pd.DataFrame, n_looked_at: int = 256) -> None:
+def check(patches: np.ndarray, table: pd.DataFrame) -> None:
     """Refuse patches of a single colour, among some looked at.
 
     ``patches`` and ``table`` are `load`'s. Raises PatchError; it names the scanned area of slides
     that have one of their own.
     """
-    rows = np.unique(np.linspace(0, len(patches) - 1, min(n_looked_at, len(patches))).astype(int))
+    rows = np.unique(np.linspace(0, len(patches) - 1, min(N_LOOKED_AT, len(patches))).astype(int))
     empty = table.loc[[row for row in rows if (patches[row] == patches[row, 0, 0]).all()]]
     if len(empty):
         where = empty[["slide_id", "x_l0_px", "y_l0_px"]].head().to_dict("records")

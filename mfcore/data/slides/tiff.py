@@ -13,7 +13,7 @@ import numpy as np
 
 from mfcore.data.slides.openslide import OpenSlideReader
 from mfcore.data.slides.reader import CONVERT, Reader, SlideError, Window, stated_resolution
-from mfcore.data.slides.tiff_index import REMEDY, Page, refuse_unusual
+from mfcore.data.slides.tiff_index import APERIOS, JPEG, REMEDY, Page, refuse_unusual
 from mfcore.data.slides.tiles import Memory
 
 # OpenSlide's TIFF formats whose tiles lie on a grid, without overlap
@@ -55,7 +55,7 @@ class TiffReader(Reader):
             # Tiles of other sides wouldn't join without a seam.
             joins = page.tile_width % factor == page.tile_height % factor == 0
             is_new = downsample * factor * 1.001 < coarser
-            if page.is_jpeg and page.is_tiled and joins and is_new:
+            if page.compression == JPEG and page.is_tiled and joins and is_new:
                 self._levels += (page.reduced(factor),)
                 self.downsamples += (downsample * factor,)
 
@@ -122,7 +122,7 @@ def tiled(reader: OpenSlideReader, path: Path, pages: list[Page], memory: Memory
         len(level) == 1
         and level[0].is_complete
         and level[0].n_bytes_tile <= MAX_TILE_BYTES
-        and not level[0].is_openslides
+        and level[0].compression not in APERIOS
         for level in levels
     ):
         return reader

@@ -47,8 +47,8 @@ class Page:
     """One image of a TIFF, in tiles or strips; or a PNG, which is one tile.
 
     kind: of file, in words. unusual: why neither reader may read the px, "" for no reason.
-    is_openslides: whether only OpenSlide decodes the px. um_per_px: of the resolution tags, x and
-    y. reduction: how many times smaller than in the file its tiles are decoded.
+    um_per_px: of the resolution tags, x and y. compression: of a TIFF. reduction: how many times
+    smaller than in the file its tiles are decoded.
     """
 
     kind: str
@@ -62,8 +62,7 @@ class Page:
     unusual: str
     um_per_px: tuple[float, ...]
     is_tiled: bool = False
-    is_openslides: bool = False
-    is_jpeg: bool = False
+    compression: int = 0
     is_thumbnail: bool = False
     reduction: int = 1
 
@@ -179,8 +178,7 @@ def _page(page: "tifffile.TiffPage") -> Page:
         n_bytes=np.array(page.databytecounts[:n_tiles], dtype=np.int64),
         decode=_decoder(page),
         unusual=_unusual(page),
-        is_openslides=page.compression in APERIOS,
-        is_jpeg=page.compression == JPEG,
+        compression=page.compression,
         um_per_px=_um_per_px(page),
     )
 

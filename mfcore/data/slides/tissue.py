@@ -68,23 +68,16 @@ class Look:
 
         Cells at its edges count in part.
         """
-        half = side_l0_px / 2
-        top, rows = _overlaps(y_l0_px, half, self.cell_l0_px, len(self.bits))
-        left, columns = _overlaps(x_l0_px, half, self.cell_l0_px, self.n_columns)
+        half, firsts, covered = side_l0_px / 2, [], []
+        for centre, n in ((y_l0_px, len(self.bits)), (x_l0_px, self.n_columns)):
+            start, stop = (centre - half) / self.cell_l0_px, (centre + half) / self.cell_l0_px
+            firsts.append(max(math.floor(start), 0))
+            cells = np.arange(firsts[-1], min(math.ceil(stop), n))
+            covered.append(np.minimum(cells + 1, stop) - np.maximum(cells, start))
+        (top, left), (rows, columns) = firsts, covered
         window = np.unpackbits(self.bits[top : top + len(rows)], axis=1)
         window = window[:, left : left + len(columns)]
         return float(rows @ window @ columns) * (self.cell_l0_px / side_l0_px) ** 2
-
-
-def _overlaps(centre: float, half: float, cell: float, n: int) -> tuple[int, np.ndarray]:
-    """The first of ``n`` cells within ``half`` of a centre, and the covered part of each touched.
-
-    The parts are float (n_touched,).
-    """
-    start, stop = (centre - half) / cell, (centre + half) / cell
-    first, last = max(math.floor(start), 0), min(math.ceil(stop), n)
-    cells = np.arange(first, max(last, first))
-    return first, np.minimum(cells + 1, stop) - np.maximum(cells, start)
 
 
 def find(thumbnail: np.ndarray, um_per_px: float) -> np.ndarray:
