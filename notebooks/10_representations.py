@@ -78,7 +78,7 @@ study.show(exhibit.Exhibit("10_claims_kaiko", "Claims", ledger.PRETRAINING_RULE,
 # `representations.of_file("my.h5", dataset="features")`.
 
 # %%
-representations.of_file(embedding_file) if embedding_file else "embedding_file names none."
+representations.of_file(embedding_file) if embedding_file else print("embedding_file names none.")
 
 # %% [markdown]
 # ## Checks

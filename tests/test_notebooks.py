@@ -1,5 +1,6 @@
 """The notebooks: their pairs as committed, and a tiny study run through all of them, killed and resumed on the way."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -141,6 +142,15 @@ def test_a_notebook_has_its_cells_in_order(source):
     text = "\n".join(cell.source for cell in cells)
     for part in ("| reads | writes | costs", "**What we saw.**", "**Limits.**", "**Next.**", "## Checks", "files written:"):
         assert part in text, f"{source.name} lacks {part!r}"
+
+
+@pytest.mark.parametrize("source", pairs.sources(NOTEBOOKS), ids=lambda path: path.stem)
+def test_a_notebook_shows_no_text_in_quotes(source):
+    """A text at the end of a cell is shown as Python writes it; `print` shows what it says."""
+    code = [ast.parse(cell.source).body for cell in jupytext.read(source).cells if cell.cell_type == "code"]
+    ends = [body[-1].value for body in code if isinstance(body[-1], ast.Expr)]
+    shown = [part for end in ends for part in ([end.body, end.orelse] if isinstance(end, ast.IfExp) else [end])]
+    assert not [part.value for part in shown if isinstance(part, ast.Constant)]
 
 
 def _sweep(start, study, results, told=subprocess.PIPE):
