@@ -257,13 +257,13 @@ TENSORS = [torch.from_numpy(vector) for vector in VECTORS]
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (torch.stack(TENSORS[:2]), "0.pt", r"0\.pt: .*holds several embeddings, \(2, 5\)"),
-        (TENSORS[:2], "0.pt", r"0\.pt: .*holds several embeddings or none \(2\)"),
-        ({"a": TENSORS[0]}, "0.pt", r"0\.pt: .*holds a dict, no tensor"),
-        (VECTORS[0], "0.pt", r"one embedding, .*make them anew:\s+0\.pt: UnpicklingError$"),
+        (torch.stack(TENSORS[:2]), "0.pt", r"0\.pt: holds no single embedding"),
+        (TENSORS[:2], "0.pt", r"0\.pt: holds no single embedding"),
+        ({"a": TENSORS[0]}, "0.pt", r"0\.pt: holds no single embedding"),
+        (VECTORS[0], "0.pt", r"one embedding, .*make anew:\s+0\.pt: UnpicklingError$"),
         (TENSORS[0][:3], "0.pt", r"features of \[3, 5\] dimensions"),
-        (TENSORS[0], "", r"manifest\.csv: .*\s+line 2: embeddings is empty"),
-        (TENSORS[0], "1.pt", r"line 3: 1\.pt stands on another line too"),
+        (TENSORS[0], "", r"manifest\.csv: .*\s+line 2: embeddings '' is empty"),
+        (TENSORS[0], "1.pt", r"line 3: embeddings '1\.pt' stands on another line too"),
         (TENSORS[0], "gone.pt", r"gone\.pt: .*No such file"),
     ],
 )
@@ -406,4 +406,12 @@ def test_clams_files_of_another_side_are_refused(tmp_path, table):
         with h5py.File(file, "a") as content:
             content["coords"].attrs.update({"patch_size": 256, "patch_level": 0})
     with pytest.raises(EncoderError, match="features of another field of view"):
+        features.match(tmp_path / "h5", table, PLACING)
+
+
+def test_clams_files_that_state_no_side_are_refused_plainly(tmp_path, table):
+    write_slides(tmp_path / "h5", table, says_side=False)
+    with h5py.File(tmp_path / "h5" / "a.h5", "a") as content:
+        content["coords"].attrs["patch_level"] = 0
+    with pytest.raises(EncoderError, match=r"a\.h5: .*\(coords state patch_level 0 and no patch_size; add it"):
         features.match(tmp_path / "h5", table, PLACING)

@@ -40,6 +40,7 @@ TOLERANCE_PX = 2.0  # level-0 px between a patch's centre and the features' own
 CENTRE = ["patch_x_l0_px", "patch_y_l0_px"]  # columns of a label table
 NAMED = ["patch_id", "file", *CENTRE]  # of a patch in a message
 SAME_PLACE_PX = 0.5  # level-0 px between rows of features of one place
+APART_PX = 1e9  # between slides, which lie one behind the other in a third dimension
 
 
 def contract(place: Path) -> tuple[int, str]:
@@ -112,7 +113,12 @@ def match(
             f"{place}: {len(bad):,} features aren't finite, the first of {named}; make them anew"
         )
     if "x" in rows:
-        check_tolerance(place, table, placing, tolerance_px)
+        half = float(sides_l0_px(table, placing).fillna(placing.size_px).min()) / 2
+        if not 0 <= tolerance_px <= half:
+            raise EncoderError(
+                f"{place}: tolerance_px is {tolerance_px:g}; expected 0 to {half:g}, half the side"
+                " of the study's patches in level-0 px"
+            )
     if "x" in rows and "patch_id" not in rows:
         row_of, distances = _by_place(place, rows, table, tolerance_px)
     else:
@@ -139,18 +145,6 @@ def match(
             )
         _check_ids(place, rows.iloc[row_of], table, tolerance_px)
     return Matched(features[row_of], len(rows) - len(row_of), float(distances.max(initial=0)))
-
-
-def check_tolerance(
-    place: Path, table: pd.DataFrame, placing: Placing, tolerance_px: float
-) -> None:
-    """Raise EncoderError for a tolerance beyond half the side of the table's smallest patch."""
-    half = float(sides_l0_px(table, placing).fillna(placing.size_px).min()) / 2
-    if not 0 <= tolerance_px <= half:
-        raise EncoderError(
-            f"{place}: tolerance_px is {tolerance_px:g}; expected 0 to {half:g}, half the side of"
-            " the study's patches in level-0 px"
-        )
 
 
 def _check_ids(place: Path, rows: pd.DataFrame, table: pd.DataFrame, tolerance_px: float) -> None:
@@ -184,51 +178,44 @@ def _as_given(place: Path, given: pd.Series, wanted: pd.Series) -> pd.Series:
     """Paths that are ``wanted``, each as it stands in ``given``; itself where it doesn't.
 
     Where none stands there as it is, two paths are the same where one is the other's end, without
-    the folder in which the study found a slide. Raises EncoderError where one path is then the same
-    as several.
+    the folder in which the study found a slide. Raises EncoderError where several paths end alike,
+    in as many folders as the shortest path has.
     """
     if set(wanted) & set(given):
         return wanted
-    whole = {PureWindowsPath(path).parts: path for path in given.unique()}
-    longer: dict[tuple[str, ...], set[str]] = {}  # by each of their ends
-    for parts, path in whole.items():
-        for n in range(1, len(parts) + 1):
-            longer.setdefault(parts[-n:], set()).add(path)
-    found: dict[str, str] = {}
-    taken: dict[str, str] = {}  # what each path of ``given`` was found for
-    for path in wanted.unique():
-        parts = PureWindowsPath(path).parts
-        parts = parts[1:] if len(parts) > 1 and parts[0] in SLIDE_FOLDERS else parts
-        shorter = {whole[parts[-n:]] for n in range(1, len(parts) + 1) if parts[-n:] in whole}
-        alike = sorted(longer.get(parts, set()) | shorter)
-        several = alike if len(alike) > 1 else [taken[one] for one in alike if one in taken]
-        if several:
-            several = sorted({*several, path} if len(alike) == 1 else several)
-            raise EncoderError(
-                f"{place}: file {parts[-1]!r} stands there twice, for"
-                f" {' and '.join(several[:3])}; give files by their paths as in the study's table"
-            )
-        found[path] = alike[0] if alike else path
-        taken |= dict.fromkeys(alike, path)
-    return wanted.map(found)
+    folders = "|".join(filter(None, SLIDE_FOLDERS))
+    bare = wanted.str.replace(rf"^({folders})[/\\]", "", regex=True)
+    n = min(len(PureWindowsPath(path).parts) for path in {*bare, *given})
+    unique = [pd.Series(paths.unique()) for paths in (bare, given)]
+    of_end = [
+        paths.groupby(paths.map(lambda path: "/".join(PureWindowsPath(path).parts[-n:]))).agg(
+            sorted
+        )
+        for paths in unique
+    ]
+    pairs = pd.concat(of_end, axis=1, join="inner")  # by their common end, two lists of paths
+    for end, *alike in pairs[(pairs.map(len) > 1).any(axis=1)].itertuples():
+        names = " and ".join(max(alike, key=len)[:3])
+        raise EncoderError(
+            f"{place}: file {end!r} stands there twice, for {names}; give files by their paths as in"
+            " the study's table"
+        )
+    same = {one: other for (one,), (other,) in pairs.to_numpy() if _is_same(one, other)}
+    return bare.map(lambda path: same.get(path, path))
 
 
 def _by_id(place: Path, rows: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
     """The row of each patch, -1 without one, by ``patch_id`` or by the file's path or name."""
     key = "patch_id" if "patch_id" in rows else "file"
     given, wanted = rows[key], table[key]
-    twice = set(given[given.duplicated()]) & set(wanted)
     if key == "file":
         wanted = _as_given(place, given, _origins(table))
-        twice |= set(given[given.duplicated()]) & set(wanted)
-    if twice:
+    if twice := set(given[given.duplicated()]) & {*table[key], *wanted}:
         raise EncoderError(
             f"{place}: {key} {min(twice)!r} stands there twice; give each patch one row of"
             " features, on slides with x and y or with patch_id"
         )
-    position = pd.Series(np.arange(len(given)), index=given)
-    position = position[~position.index.duplicated()]  # of what the study doesn't have
-    return position.reindex(wanted).fillna(-1).to_numpy(int)
+    return wanted.map(dict(zip(given, given.index, strict=True))).fillna(-1).to_numpy(int)
 
 
 def _by_place(
@@ -250,18 +237,13 @@ def _by_place(
     for paths in (table["slide_id"], table["file"]):
         if not set(given) & set(wanted):
             wanted = _as_given(place, given, paths)
-    at = rows[["x", "y"]].to_numpy(float)
-    centres = table[CENTRE].to_numpy(float)
-    row_of, distances = np.full((len(table), 2), -1), np.full((len(table), 2), np.inf)
-    of_slide = rows.groupby(given.to_numpy()).indices
-    for slide, places in table.groupby(wanted.to_numpy()).indices.items():
-        if slide in of_slide:
-            candidates = np.append(of_slide[slide], -1)  # the last where there is no second
-            tree = cKDTree(at[candidates[:-1]])
-            distances[places], nearest = tree.query(centres[places], k=[1, 2])
-            row_of[places] = candidates[nearest]
-    apart = np.hypot(*(at[row_of[:, 0]] - at[row_of[:, 1]]).T)
-    twice = (row_of >= 0).all(axis=1) & (distances[:, 0] <= tolerance_px) & (apart < SAME_PLACE_PX)
+    slides = APART_PX * pd.factorize(pd.concat([given, wanted]))[0]
+    at = np.column_stack([rows[["x", "y"]], slides[: len(rows)]])  # (n, 3)
+    tree = cKDTree(at)
+    distances, row_of = tree.query(np.column_stack([table[CENTRE], slides[len(rows) :]]), k=[1, 2])
+    at = np.vstack([at, np.full(3, np.inf)])  # the last where there is no second
+    apart = np.linalg.norm(at[row_of[:, 0]] - at[row_of[:, 1]], axis=1)
+    twice = (distances[:, 0] <= tolerance_px) & (apart < SAME_PLACE_PX)
     if twice.any():
         named = rows.iloc[sorted(row_of[twice][0])].to_dict("records")
         raise EncoderError(
@@ -298,10 +280,9 @@ def export(
     files, name_of = [], _names_of_files(table)
     folder.mkdir(parents=True, exist_ok=True)
     for slide, rows in table.reset_index(drop=True).groupby("slide_id"):
-        at_image = float(rows["um_per_px"].iloc[0])
+        at_image, name = float(rows["um_per_px"].iloc[0]), name_of[slide]
         um_per_px = at_image / downsample_of(rows)[0]  # of level 0
         target = placing.um_per_px or at_image
-        name = name_of[slide]
         attributes = {
             "patch_size": placing.size_px,
             "patch_size_level0": round(placing.size_px * target / um_per_px),
@@ -312,30 +293,30 @@ def export(
             "name": name,
             "savetodir": str(folder),
         }
-        at = features[rows.index], coords[rows.index]
         file = (folder / "h5_files" if layout == "clam" else folder) / f"{name}.h5"
         file.parent.mkdir(exist_ok=True)
         with store.replacing(file) as aside, h5py.File(aside, "w") as out:
-            out.create_dataset("features", data=at[0]).attrs.update({"name": name})
-            out.create_dataset("coords", data=at[1]).attrs.update(attributes)
+            out.create_dataset("features", data=features[rows.index]).attrs["name"] = name
+            out.create_dataset("coords", data=coords[rows.index]).attrs.update(attributes)
         files.append(file)
         if layout == "clam":
-            files.append(_save_tensor(folder / "pt_files" / f"{name}.pt", at[0]))
+            files.append(_save_tensor(folder / "pt_files" / f"{name}.pt", features[rows.index]))
     return files
 
 
 def _names_of_files(table: pd.DataFrame) -> dict[str, str]:
     """What each slide's file is called, without a suffix; raises ValueError for equal names."""
-    name_of, first = {}, {}
+    slide_of: dict[str, str] = {}
     for slide, file in table.groupby("slide_id")["file"].first().items():
-        name = Path(str(slide)).name
-        name_of[slide] = Path(name).stem if Path(file).suffix == Path(name).suffix else name
-        if first.setdefault(name_of[slide], slide) != slide:
+        path = Path(str(slide))
+        name = path.stem if Path(file).suffix == path.suffix else path.name
+        if name in slide_of:
             raise ValueError(
-                f"slides {first[name_of[slide]]!r} and {slide!r} would both be written as"
-                f" {name_of[slide]}.h5; rename one slide, or export them as eva's"
+                f"slides {slide_of[name]!r} and {slide!r} would both be written as {name}.h5;"
+                " rename one slide, or export them as eva's"
             )
-    return name_of
+        slide_of[name] = slide
+    return {slide: name for name, slide in slide_of.items()}
 
 
 def _origins(table: pd.DataFrame) -> pd.Series:

@@ -17,7 +17,7 @@ from mfcore.encoders.card import EncoderError
 
 MAX_NAMED = 10  # patches, lines or files in a message
 SAME_SIDE = 0.05  # share of a patch's side by which features of the same field of view may differ
-IDS = ("patch_id", "file", "x", "y")
+IDS = {"patch_id": "a number", "file": "a file's name", "x": "a number", "y": "a number"}
 Block = tuple[pd.DataFrame, np.ndarray]  # a line a row of features float32 (n, n_dims)
 
 
@@ -60,15 +60,16 @@ def files_of(place: Path) -> list[Path]:
 
 def width(files: list[Path]) -> int:
     """The dimensions of the features; raises EncoderError where the first file can't be read."""
+    first = files[0]
     try:
-        if files[0].suffix == ".npy":
-            return int(np.load(files[0], mmap_mode="r").shape[-1])
-        if files[0].suffix == ".h5":
-            with h5py.File(files[0]) as content:
-                return int(content["features"].shape[-1])
-    except (OSError, EOFError, LookupError, ValueError, AttributeError) as error:
-        raise EncoderError(f"{files[0]}: no features can be read ({error}); make it anew") from None
-    return int(_of_eva(files[0])[1].shape[1])
+        if first.suffix == ".npy":
+            return np.load(first, mmap_mode="r").shape[-1]
+        if first.suffix == ".csv":
+            return len(_embedding(files[1]))
+        with h5py.File(first) as content:
+            return content["features"].shape[-1]
+    except Exception as error:  # pickle's own too, which is imported nowhere
+        raise EncoderError(f"{first}: no features can be read ({error}); make it anew") from None
 
 
 def read(files: list[Path], table: pd.DataFrame, placing: Placing) -> list[Block]:
@@ -125,19 +126,17 @@ def _of_array(file: Path, ids: Path) -> Block:
         )
     if ("x" in rows) != ("y" in rows):
         raise EncoderError(f"{ids}: has one of the columns x and y; give both, or neither")
-    problems = []
-    for name in rows:
-        cells = rows[name] if name == "file" else pd.to_numeric(rows[name], errors="coerce")
-        is_wrong = cells == "" if name == "file" else ~np.isfinite(cells)
-        expected = "a file's name" if name == "file" else "a number"
-        problems += [
-            f"line {i + 2}: {name} is {rows[name][i]!r}, expected {expected}"
-            for i in np.flatnonzero(is_wrong)
-        ]
-        rows = rows.assign(**{name: cells})
+    values = rows.copy()
+    for name in set(rows) - {"file"}:
+        values[name] = pd.to_numeric(rows[name], errors="coerce").replace([np.inf, -np.inf], np.nan)
+    problems = [
+        f"line {i + 2}: {name} is {rows[name][i]!r}, expected {IDS[name]}"
+        for name in rows
+        for i in np.flatnonzero(values[name].isna() | (values[name] == ""))
+    ]
     refuse(ids, problems, "lines that can't be used; correct them:")
     try:
-        return rows, _checked(np.load(file), len(rows))
+        return values, _checked(np.load(file), len(rows))
     except (OSError, EOFError, ValueError) as error:
         raise EncoderError(
             f"{file}: not an array of numbers with a row a line of {ids.name} ({error}); save it"
@@ -150,13 +149,13 @@ def _of_eva(manifest: Path) -> Block:
     if missing := {"origin", "embeddings"} - set(rows):
         raise EncoderError(f"{manifest}: without the columns {sorted(missing)}, which eva writes")
     problems = [
-        f"line {i + 2}: {name} is empty"
-        for name in ("origin", "embeddings")
-        for i in np.flatnonzero(rows[name] == "")
-    ]
-    problems += [
-        f"line {i + 2}: {rows['embeddings'][i]} stands on another line too"
-        for i in np.flatnonzero(rows["embeddings"].duplicated() & (rows["embeddings"] != ""))
+        f"line {i + 2}: {name} {rows[name][i]!r} {words}"
+        for name, words, is_wrong in (
+            ("origin", "is empty", rows["origin"] == ""),
+            ("embeddings", "is empty", rows["embeddings"] == ""),
+            ("embeddings", "stands on another line too", rows["embeddings"].duplicated()),
+        )
+        for i in np.flatnonzero(is_wrong)
     ]
     problems += [] if len(rows) else ["no line below the header"]
     refuse(manifest, problems, "lines that can't be used; correct them, or let eva write it anew:")
@@ -167,8 +166,7 @@ def _of_eva(manifest: Path) -> Block:
         except Exception as error:  # pickle's own too, which is imported nowhere
             is_own = isinstance(error, OSError | ValueError)  # torch's own are pages long
             problems.append(f"{name}: {error if is_own else type(error).__name__}")
-    remedy = "files that don't hold one embedding, a tensor (d,) or (1, d); make them anew:"
-    refuse(manifest, problems, remedy)
+    refuse(manifest, problems, "files that don't hold one embedding, (d,) or (1, d); make anew:")
     refuse_widths(manifest, features)
     return rows[["origin"]].rename(columns={"origin": "file"}), np.stack(features)
 
@@ -178,15 +176,11 @@ def _embedding(file: Path) -> np.ndarray:
     import torch
 
     content = torch.load(file, map_location="cpu", weights_only=True)
-    parts = content if isinstance(content, list) else [content]
-    if len(parts) != 1:
-        raise ValueError(f"holds several embeddings or none ({len(parts)})")
-    if not isinstance(parts[0], torch.Tensor):
-        raise ValueError(f"holds a {type(parts[0]).__name__}, no tensor")
-    if parts[0].ndim not in (1, 2) or parts[0].shape[:-1].numel() != 1:
-        raise ValueError(f"holds several embeddings, {tuple(parts[0].shape)}")
-    vector = parts[0].reshape(1, -1)
-    return _checked((vector.float() if vector.is_floating_point() else vector).numpy(), 1)[0]
+    if isinstance(content, list) and len(content) == 1:
+        content = content[0]
+    if not isinstance(content, torch.Tensor) or content.numel() != content.shape[-1]:
+        raise ValueError("holds no single embedding")
+    return _checked(content.reshape(1, -1).float().numpy(), 1)[0]
 
 
 def _of_slides(files: list[Path], table: pd.DataFrame, placing: Placing) -> list[Block]:
@@ -198,38 +192,43 @@ def _of_slides(files: list[Path], table: pd.DataFrame, placing: Placing) -> list
             named.setdefault(name, set()).add(slide)
     blocks, problems = [], []
     for file in files:
+        name = Path(file.stem)  # of the slide, with its suffix or without
+        bare = name.stem if name.suffix.lower() in SUFFIXES else ""
+        slide, *others = sorted(named.get(name.name) or named.get(bare) or {name.name})
+        if others:
+            problems.append(f"{file}: of {slide} or {others[0]}; name it by the whole name")
+        expected = float(sides.get(slide, np.nan))  # NaN for others' slides
         try:
-            with h5py.File(file) as content:
-                coords = content["coords"][:].reshape(-1, 2).astype(float)  # (n, 2)
-                features = _checked(content["features"][:], len(coords))
-                attributes = content["coords"].attrs
-                stated = attributes.get("patch_size_level0", np.nan)
-                if attributes.get("patch_level") == 0:  # CLAM's, and TRIDENT's, which says both
-                    stated = attributes.get("patch_size_level0", attributes["patch_size"])
-                stated = float(stated)
-                slides = content["slide_id"].asstr()[:] if "slide_id" in content else None
-            if not np.isfinite(coords).all():
-                raise ValueError("coords aren't finite")
+            corners, features, side = _of_slide(file)
         except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
             problems.append(f"{file}: no features and coords can be read ({error})")
             continue
-        if slides is None:
-            name = Path(file.stem)  # of the slide, with its suffix or without
-            bare = name.stem if name.suffix.lower() in SUFFIXES else ""
-            of_file = sorted(named.get(name.name) or named.get(bare) or {name.name})
-            if len(of_file) > 1:
-                problems.append(f"{file}: of {' or '.join(of_file)}; name it by the whole name")
-            slides = np.repeat(of_file[0], len(coords))
-        expected = pd.Series(slides).map(sides).to_numpy(float)  # NaN for others' slides
-        other = np.flatnonzero(np.abs(expected - stated) > np.maximum(1.0, SAME_SIDE * expected))
-        problems += [
-            f"{file}: patch_size_level0 is {stated:g}, the study's patches on {slides[i]} are"
-            f" {expected[i]:g} level-0 px wide; features of another field of view"
-            for i in other[:1]
-        ]
-        side = np.nan_to_num(expected, nan=placing.size_px) if np.isnan(stated) else stated
-        x, y = coords.T + side / 2
-        rows = {"slide_id": slides, "x": x, "y": y, "in": str(file)}
-        blocks.append((pd.DataFrame(rows), features))
+        if side is None:
+            side = placing.size_px if np.isnan(expected) else expected
+        elif abs(expected - side) > max(1.0, SAME_SIDE * expected):
+            problems.append(
+                f"{file}: patch_size_level0 is {side:g}, the study's patches on {slide} are"
+                f" {expected:g} level-0 px wide; features of another field of view"
+            )
+        x, y = corners.T + side / 2
+        blocks.append(
+            (pd.DataFrame({"slide_id": slide, "x": x, "y": y, "in": str(file)}), features)
+        )
     refuse(files[0].parent, problems, "files that can't be used; make them anew, or remove them:")
     return blocks
+
+
+def _of_slide(file: Path) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Corners (n, 2), features, and the side of the patches in level-0 px; None: not stated."""
+    with h5py.File(file) as content:
+        corners = content["coords"][:].reshape(-1, 2).astype(float)
+        features = _checked(content["features"][:], len(corners))
+        stated = dict(content["coords"].attrs)
+    if not np.isfinite(corners).all():
+        raise ValueError("coords aren't finite")
+    side = stated.get("patch_size_level0")
+    if side is None and stated.get("patch_level") == 0:  # CLAM's
+        side = stated.get("patch_size")
+        if side is None:
+            raise ValueError("coords state patch_level 0 and no patch_size; add it")
+    return corners, features, side and float(side)
