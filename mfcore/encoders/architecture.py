@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mfcore.encoders.card import EncoderError, wrong_arguments
+from mfcore.encoders.readout import READOUTS
 from mfcore.store.options import nearest
 from mfcore.streams import stream_seed
 
@@ -79,6 +80,15 @@ def _conv_stem() -> type:
     return ConvStem
 
 
+def facts_of(model: Any, readout: str) -> dict[str, int]:
+    """What a card says of a network: its parameters, prefix tokens and length of an embedding."""
+    return {
+        "n_parameters": n_parameters(model),
+        "n_prefix_tokens": int(getattr(model, "num_prefix_tokens", 0)),
+        "n_dims": READOUTS[readout].width(model),
+    }
+
+
 def n_parameters(model: Any) -> int:
     """How many numbers a network has learnt."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -92,12 +102,7 @@ def seeded(seed: int | None, *stream: str) -> Iterator[None]:
     """
     import torch
 
-    if seed is None:
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(stream_seed(seed, *stream))
         yield
-        return
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(stream_seed(seed, *stream))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)

@@ -78,12 +78,9 @@ def wrong_arguments(arguments: Mapping) -> dict[str, str]:
     problems = {}
     for key, value in arguments.items():
         if key not in ARGUMENTS:
-            known = f"{nearest(key, ARGUMENTS)} (known: {', '.join(ARGUMENTS)})"
+            known = nearest(key, ARGUMENTS) or f"; known: {', '.join(ARGUMENTS)}"
             problems[key] = f"an architecture isn't told this{known}"
-        elif isinstance(value, str) and key in _NAMES.split():
-            if not re.fullmatch(r"[\w.()=-]*", value):
-                problems[key] = f"{value!r} must be the name of one of timm's choices"
-        elif not _is_number(value):
+        elif not (_is_number(value) or (key in _NAMES.split() and _is_name(value))):
             problems[key] = (
                 f"{value!r} must be a number, true, false, null or a list of these; "
                 "to YAML, 1e-5 is text and 1.0e-5 a number"
@@ -96,6 +93,11 @@ def _is_number(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_number, value))
     return isinstance(value, int | float | None)
+
+
+def _is_name(value: object) -> bool:
+    """Whether ``value`` can be the name of one of timm's choices."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w.()=-]*", value))
 
 
 def _checked(arguments: dict) -> dict:
@@ -204,12 +206,6 @@ class EncoderCard:
             problems["revision"] = (
                 f"{self.revision!r} must be a commit of 40 digits: what another names can change"
             )
-        if self.evidence and not self.um_per_px:
-            problems["evidence"] = "is of um_per_px, which is missing"
-        if bool(self.variant_of) != bool(self.departs):
-            problems["variant_of"] = "goes together with departs"
-        if not self.n_parameters and self.source != "features":
-            problems["n_parameters"] = "must be above 0"
         refuse(problems)
         return self
 
@@ -223,17 +219,8 @@ class EncoderCard:
 
         The place of weights counts only where no checksum names them.
         """
-        remarks = {
-            "name",
-            "licence",
-            "gated",
-            "facts",
-            "um_per_px",
-            "evidence",
-            "learnt_from",
-            "variant_of",
-            "departs",
-        }
+        remarks = {"name", "licence", "gated", "facts", "um_per_px", "evidence", "learnt_from"}
+        remarks |= {"variant_of", "departs"}
         if self.tensors == Layout():  # so that a card without them is what it was before
             remarks |= {"tensors"}
         if self.sha256 and self.source in ("file", "folder", "features"):
@@ -300,36 +287,33 @@ def _read(file: resources.abc.Traversable) -> dict:
 def card_table(this: EncoderCard) -> pd.DataFrame:
     """A card for reading: columns ``fact, value``, numbers with their units."""
     resolution = " / ".join(f"{value:g}" for value in this.um_per_px)
+    rows = {"encoder": this.name}
     if this.source == "features":
-        rows = {
-            "encoder": this.name,
+        rows |= {
             "weights": f"made elsewhere: {this.identifier}",
             "embedding": f"{this.n_dims} dimensions",
-            "trained at": f"{resolution} µm/px" if resolution else "no µm/px is known",
             "canary": "none: nobody can check whether the encoder is still the same",
-            "licence": this.licence,
         }
-        return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
-    rows = {
-        "encoder": this.name,
-        "weights": " ".join(part for part in (this.source, this.identifier, this.revision) if part),
-        "architecture": f"{this.architecture}, {this.n_parameters / 1e6:.1f} million parameters",
-        "input": (
-            f"resized to {this.resize_px} px ({this.interpolation}), central {this.crop_px} px"
-        ),
-        "mean, std": "; ".join(
-            ", ".join(f"{value:.4g}" for value in values) for values in (this.mean, this.std)
-        ),
-        "embedding": (
-            f"{this.n_dims} dimensions, readout {this.readout!r}, "
-            f"{this.n_prefix_tokens} prefix tokens"
-        ),
+    else:
+        rows |= {
+            "weights": f"{this.source} {this.identifier} {this.revision}".strip(),
+            "architecture": f"{this.architecture},"
+            f" {this.n_parameters / 1e6:.1f} million parameters",
+            "input": f"resized to {this.resize_px} px ({this.interpolation}),"
+            f" central {this.crop_px} px",
+            "mean, std": "; ".join(
+                ", ".join(f"{value:.4g}" for value in values) for values in (this.mean, this.std)
+            ),
+            "embedding": f"{this.n_dims} dimensions, readout {this.readout!r},"
+            f" {this.n_prefix_tokens} prefix tokens",
+            "precision on a GPU": this.precision,
+            "facts from": this.facts,
+        }
+    rows |= {
         "trained at": f"{resolution} µm/px" if resolution else "no µm/px is known",
-        "precision on a GPU": this.precision,
         "licence": f"{this.licence}{', to be accepted on the hub' if this.gated else ''}",
-        "facts from": this.facts,
     }
-    return pd.DataFrame({"fact": list(rows), "value": list(rows.values())})
+    return pd.DataFrame({"fact": rows.keys(), "value": rows.values()})
 
 
 # ---- how other libraries embed ----
@@ -369,5 +353,5 @@ def released_cards(purpose: str) -> dict[str, str]:
 
 def variants_of(encoder: str) -> tuple[str, ...]:
     """The cards other than ``encoder``'s own by which some library embeds with it."""
-    names = (convention.card for convention in conventions().get(encoder, ()))
-    return tuple(dict.fromkeys(name for name in names if name != encoder))
+    ways = conventions().get(encoder, ())
+    return tuple(dict.fromkeys(way.card for way in ways if way.card != encoder))

@@ -6,6 +6,7 @@ published weights), ``hf-hub:OWNER/REPOSITORY[@REVISION]`` (timm's format), ``fo
 user describes it by an `OwnEncoder`.
 """
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from mfcore.encoders import features
-from mfcore.encoders.architecture import check_name, create, n_parameters
+from mfcore.encoders.architecture import check_name, create, facts_of
 from mfcore.encoders.card import (
     HUB,
     Arguments,
@@ -31,10 +32,13 @@ from mfcore.encoders.features import TOLERANCE_PX
 from mfcore.encoders.readout import READOUTS
 from mfcore.encoders.weights import hub_file
 from mfcore.store import file_sha256, read_json
+from mfcore.store.files import Fingerprints
 from mfcore.store.options import Flag, Number, Positive, Whole, nearest, options
 
 SCHEMES = ("timm", "hf-hub", "folder", "random")
 WEIGHTS_FILES = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
+NEW = {"licence": "its owner's", "facts": "the study's own record"}  # of a new encoder
+_SEEN = Fingerprints()  # of files of weights, which a process reads once
 # what a card says that building the network gives
 OF_THE_NETWORK = ("n_prefix_tokens", "n_dims", "n_parameters")
 
@@ -57,7 +61,7 @@ def encoder_name(signs: str) -> AfterValidator:
 
 
 def path_of(weights: str) -> Path | None:
-    """The file or folder that ``weights`` names; None where it names neither."""
+    """The file that ``weights`` names; None where it names none."""
     is_path = weights.startswith(("/", "./", "../", "~")) or weights.endswith(WEIGHTS_FILES)
     return Path(weights).expanduser() if is_path else None
 
@@ -67,8 +71,8 @@ class OwnEncoder:
     """An encoder that the user describes: a new one, or a known one under other conventions.
 
     name: its name. weights: OWNER/REPOSITORY[@REVISION] on the hub, "random", or a file of tensors
-    under timm's names (``tensors`` says else) or a folder with one; a relative path starts from the
-    study file's folder. like: a known encoder, whose card holds for every key that is left out. The
+    under timm's names (``tensors`` says else); a relative path starts from the study file's folder.
+    like: a known encoder, whose card holds for every key that is left out. The
     other keys are those of the encoders' cards (`mfcore.encoders.card`); a new encoder needs
     architecture, mean and std; dimension, readout and parameters are read off the architecture.
     features: instead of all of these, a folder or file of embeddings made elsewhere
@@ -155,13 +159,11 @@ def own_card(record: OwnEncoder) -> EncoderCard:
     What the description lacks of the network is read off the network, built without weights. Raises
     EncoderError for a record that can't be, naming encoder and key.
     """
-    name, place = record.name, f"encoder {record.name!r}"
-    if name in cards():
-        raise EncoderError(
-            f"{place} of the study has the name of a known one; call it something else"
-        )
+    place = f"encoder {record.name!r}"
+    if record.name in cards():
+        raise EncoderError(f"{place} of the study has the name of a known one; call it otherwise")
     if record.features:
-        return _card_of_features(record)
+        return _card_of_features(record, place)
     is_on_hub = record.weights not in ("", "random") and record.weights_path is None
     if record.source and not (is_on_hub and record.source in HUB):
         raise EncoderError(
@@ -172,30 +174,22 @@ def own_card(record: OwnEncoder) -> EncoderCard:
         for key, value in vars(record).items()
         if value is not None and key not in ("like", "weights", "features", "tolerance_px")
     }
-    if record.like:
-        facts = _like(record, given)
-    else:
-        lacking = [key for key in ("architecture", "mean", "std") if key not in given] + [
-            "weights"
-        ] * (not record.weights)
-        if lacking:
-            raise EncoderError(
-                f"{place} lacks {', '.join(lacking)}; or say 'like: NAME' and what differs"
-            )
-        facts = {
-            "licence": "its owner's",
-            "facts": "the study's own record",
-            **_where(record, "hub"),
-        }
+    facts = _like(record, given, place) if record.like else dict(NEW)
+    if record.weights:
+        facts |= _where(record, facts.get("source", "hub"), place)
     facts |= given
+    needed = {"architecture": "", "mean": "", "std": "", "source": "weights"}
+    if lacking := [word or key for key, word in needed.items() if key not in facts]:
+        raise EncoderError(
+            f"{place} lacks {', '.join(lacking)}; or say 'like: NAME' and what differs"
+        )
     if not {*OF_THE_NETWORK, "readout"} <= set(facts):
         facts = _built(place, facts) | facts
     return card_from(facts, place)
 
 
-def _card_of_features(record: OwnEncoder) -> EncoderCard:
+def _card_of_features(record: OwnEncoder, place: str) -> EncoderCard:
     """The card of embeddings made elsewhere: their files' checksum and width, and no network."""
-    place = f"encoder {record.name!r}"
     others = {"name", "features", "tolerance_px", "licence", "um_per_px", "evidence"}
     if also := [key for key, value in vars(record).items() if value and key not in others]:
         raise EncoderError(
@@ -226,74 +220,54 @@ def _card_of_features(record: OwnEncoder) -> EncoderCard:
     return card_from(facts, place)
 
 
-def _like(record: OwnEncoder, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``record`` takes over from the card that it is like; ``said`` is what it says itself."""
-    if record.like not in cards():
+def _like(record: OwnEncoder, given: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """What ``record`` takes over from the card that it is like; it says ``given`` itself."""
+    if record.like in unavailable():
+        raise EncoderError(f"{place}: like: {without_card(record.like)}")
+    if (known := cards().get(record.like)) is None:
         hint = nearest(record.like, cards())
-        if record.like in unavailable():
-            raise EncoderError(f"encoder {record.name!r}: like: {without_card(record.like)}")
-        raise EncoderError(
-            f"encoder {record.name!r}: like {record.like!r}, which has no card{hint}"
-        )
-    known = cards()[record.like]
-    facts = dict(vars(known))
+        raise EncoderError(f"{place}: like {record.like!r}, which has no card{hint}")
     ways = [f"{key} {value}" for key, value in given.items() if key in known.identity()]
+    ways += [f"weights {record.weights}"] if record.weights else []
+    is_another = {"architecture", "arguments", "readout"} & set(given)
+    dropped = OF_THE_NETWORK if is_another else ()
+    facts = {key: value for key, value in vars(known).items() if key not in dropped}
     if record.weights:
-        ways.append(f"weights {record.weights}")
-        facts |= {"learnt_from": "", **_where(record, known.source)}
-        if facts["source"] not in HUB:  # unless the record says else, under timm's names
-            facts["tensors"] = EncoderCard.tensors
-    if {"architecture", "arguments", "readout"} & set(given):
-        facts = {key: value for key, value in facts.items() if key not in OF_THE_NETWORK}
+        facts["learnt_from"] = ""
     departs = f"the study's own: {', '.join(ways)}" if ways else "the study's own name"
     return facts | {"variant_of": record.like, "departs": departs}
 
 
-def _where(record: OwnEncoder, source: str) -> dict[str, Any]:
+def _where(record: OwnEncoder, source: str, place: str) -> dict[str, Any]:
     """Where a record's weights are, as a card says it; ``source`` is their format on the hub."""
     if record.weights == "random":
-        return {"source": "random", "identifier": "none", "revision": "seed 0", "sha256": ""}
-    if record.weights_path is not None:
-        return {"source": "file", "revision": "", **_file(record, record.weights_path)}
-    repository, _, revision = record.weights.partition("@")
-    if repository.count("/") != 1:
-        raise EncoderError(
-            f"encoder {record.name!r}: weights {record.weights!r} must be "
-            "OWNER/REPOSITORY[@REVISION] on the hub, random, a folder (./FOLDER), or a file that "
-            f"ends with one of {', '.join(WEIGHTS_FILES)}"
-        )
-    source = source if source in HUB else "hub"
-    return {
-        "source": source,
-        "identifier": repository,
-        "revision": revision,
-        "files": EncoderCard.files,
-        "sha256": "",
-    }
-
-
-def _file(record: OwnEncoder, path: Path) -> dict[str, Any]:
-    """The file ``path``, or the one in the folder ``path``, with its checksum."""
-    if path.is_dir():
-        files = record.files or ("weights.safetensors", *EncoderCard.files)
-        present = [path / name for name in files if (path / name).is_file()]
-        if not present:
-            raise EncoderError(f"encoder {record.name!r}: {path} holds none of {list(files)}")
-        path = present[0]
-    path, sha256 = path.resolve(), record.sha256
-    if not sha256:
-        if not path.is_file():
+        where = {"source": "random", "identifier": "none", "revision": "seed 0", "sha256": ""}
+    elif record.weights_path is not None:
+        where = {"source": "file", "revision": "", **_file(record, place)}
+    else:
+        repository, _, revision = record.weights.partition("@")
+        if repository.count("/") != 1:
             raise EncoderError(
-                f"encoder {record.name!r}: its weights {path} aren't there; where the record gives "
-                "their sha256, they may be absent until they are needed"
+                f"{place}: weights {record.weights!r} must be OWNER/REPOSITORY[@REVISION] on the"
+                f" hub, random, or a file that ends with one of {', '.join(WEIGHTS_FILES)}"
             )
-        sha256 = _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
+        where = {"identifier": repository, "revision": revision, "sha256": ""}
+        where |= {"source": source if source in HUB else "hub", "files": EncoderCard.files}
+    if where["source"] not in HUB:  # unless the record says else, under timm's names
+        where["tensors"] = EncoderCard.tensors
+    return where
+
+
+def _file(record: OwnEncoder, place: str) -> dict[str, Any]:
+    """The record's file of weights with its checksum."""
+    path, sha256 = record.weights_path.resolve(), record.sha256
+    if not sha256 and not path.is_file():
+        raise EncoderError(
+            f"{place}: its weights {path} aren't there; where the record gives their sha256, they"
+            " may be absent until they are needed"
+        )
+    sha256 = sha256 or _SEEN.of(path, whole=True)[1]
     return {"identifier": str(path), "files": (path.name,), "sha256": sha256}
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: Path, _changed_ns: int, _n_bytes: int) -> str:
-    return file_sha256(path)
 
 
 def _built(place: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -301,29 +275,24 @@ def _built(place: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
 
     It is built on the meta device.
     """
+    architecture = facts["architecture"]
     arguments = json.dumps(facts.get("arguments", {}), sort_keys=True)
-    return _built_once(place, facts["architecture"], arguments, facts.get("readout", ""))
+    try:
+        return _built_once(architecture, arguments, facts.get("readout", ""))
+    except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        raise EncoderError(f"{place}: {architecture} can't be built so: {error}") from error
 
 
 @functools.lru_cache(maxsize=64)
-def _built_once(place: str, architecture: str, arguments: str, readout: str) -> Mapping[str, Any]:
+def _built_once(architecture: str, arguments: str, readout: str) -> Mapping[str, Any]:
     import torch
 
-    try:
-        with torch.device("meta"):
-            model = create(architecture, json.loads(arguments))
-        n_prefix = int(getattr(model, "num_prefix_tokens", 0))
-        readout = readout or ("class" if n_prefix else "pooled")
-        # the card refuses another readout
-        n_dims = READOUTS[readout].width(model) if readout in READOUTS else 1
-    except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
-        raise EncoderError(f"{place}: {architecture} can't be built so: {error}") from error
-    return {
-        "n_prefix_tokens": n_prefix,
-        "readout": readout,
-        "n_dims": n_dims,
-        "n_parameters": n_parameters(model),
-    }
+    with torch.device("meta"):
+        model = create(architecture, json.loads(arguments))
+    readout = readout or ("class" if getattr(model, "num_prefix_tokens", 0) else "pooled")
+    if readout not in READOUTS:  # the card refuses it
+        return dict.fromkeys(OF_THE_NETWORK, 1)
+    return {"readout": readout, **facts_of(model, readout)}
 
 
 def folder_card(name: str, folder: Path) -> EncoderCard:
@@ -341,22 +310,17 @@ def folder_card(name: str, folder: Path) -> EncoderCard:
 @functools.cache
 def timm_card(name: str, scheme: str, rest: str) -> EncoderCard:
     """A card of what timm or a repository in its format says; raises EncoderError for a gap."""
-    facts = _hub_facts(rest) if scheme == "hf-hub" else _timm_facts(rest, weights=scheme == "timm")
+    facts = _hub_facts(rest) if scheme == "hf-hub" else _timm_facts(scheme, rest)
     if not all(facts.get(key) for key in ("mean", "std", "input_size")):
         raise EncoderError(
             f"{name!r}: mean, std or input size isn't known; describe the encoder in a study file"
         )
-    size_px = int(facts["input_size"][-1])
+    taken = ("identifier", "revision", "architecture", "arguments", "interpolation", "mean", "std")
     card = {
         "name": name,
         "source": "random" if scheme == "random" else "hub",
-        "identifier": facts["architecture"] if scheme == "random" else facts["repository"],
-        **{
-            key: facts[key]
-            for key in ("revision", "architecture", "arguments", "interpolation", "mean", "std")
-        },
-        "resize_px": size_px,
-        "crop_px": size_px,
+        **{key: facts[key] for key in taken},
+        **dict.fromkeys(("resize_px", "crop_px"), int(facts["input_size"][-1])),
         "readout": "pooled",
         "licence": str(facts.get("license") or "see the model's page"),
         "facts": "timm's configuration; the whole patch, without the crop that photographs get",
@@ -373,28 +337,27 @@ def _hub_facts(rest: str) -> dict[str, Any]:
         raise EncoderError(
             f"{repository}: its config.json names no architecture of timm's; it needs a card"
         )
-    arguments = {
-        key: value
-        for key, value in (config.get("model_args") or {}).items()
-        if key != "num_classes"
-    }
-    known = {"interpolation": "bicubic", **config, **config.get("pretrained_cfg", {})}
-    return {**known, "repository": repository, "revision": path.parent.name, "arguments": arguments}
+    arguments = dict(config.get("model_args") or {})
+    arguments.pop("num_classes", None)
+    place = {"identifier": repository, "revision": path.parent.name, "arguments": arguments}
+    return {"interpolation": "bicubic", **config, **config.get("pretrained_cfg", {}), **place}
 
 
-def _timm_facts(rest: str, weights: bool) -> dict[str, Any]:
+def _timm_facts(scheme: str, rest: str) -> dict[str, Any]:
     """What timm says of ``rest``, an architecture with or without the tag of published weights."""
     import timm
 
     architecture = rest.partition(".")[0]
     check_name(architecture)
-    try:
+    known = None
+    with contextlib.suppress(RuntimeError):
         known = timm.get_pretrained_cfg(rest)
-    except RuntimeError:
-        known = None
-    if known is None or (weights and not known.hf_hub_id):
+    if scheme == "random" and known is not None:
+        place = {"identifier": known.architecture, "revision": "seed 0"}
+    elif known is not None and known.hf_hub_id:
+        place = {"identifier": known.hf_hub_id, "revision": ""}
+    else:
         tags = timm.list_pretrained(f"{architecture}.*")
         without = f"without weights: 'random:{architecture}'"
         raise EncoderError(f"timm has no weights {rest!r} on the hub, only {tags}; {without}")
-    revision = "" if weights else "seed 0"
-    return {**known.to_dict(), "repository": known.hf_hub_id, "revision": revision, "arguments": {}}
+    return {**known.to_dict(), **place, "arguments": {}}

@@ -10,10 +10,11 @@ weights.
 import contextlib
 import itertools
 import json
+import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,12 @@ from mfcore.data import patches
 from mfcore.data.splits_draw import Placing
 from mfcore.encoders import canary, network, weights
 from mfcore.encoders.card import EncoderCard, EncoderError
+from mfcore.encoders.features.files import write_rows
 from mfcore.store.options import as_dict
 
 load = store.read_embeddings
 SHARD = 256  # patches that are read, embedded and kept together; a kill loses one such part
+FULL = "(?i)MemoryError|can't allocate memory|out of memory"  # what torch says where memory ends
 BATCH_SIZES = {"cpu": 16, "cuda": 128}  # patches at once, where the caller doesn't say
 
 
@@ -53,15 +56,9 @@ def embed(
     encoder is missing, gives NaN or infinity (naming the first patches), or isn't any more the
     one that the run was begun with.
     """
+    embed_share(file, card, run, 0, 1, placing.size_px, device, batch_size)
     with _until_done(run):
-        _fill(run, card, file, placing.size_px, _shards(run, len(table)), device, batch_size)
-        _assemble(
-            run,
-            card,
-            table,
-            patches.corners(table, _stored(file).shape[1], placing),
-            placing.size_px,
-        )
+        _assemble(run, card, table, file, placing)
     return run
 
 
@@ -84,11 +81,36 @@ def embed_share(
         raise ValueError(
             f"share {share} of {n_shares}: there must be one share or more, counted from 0"
         )
-    if not run.done:
-        shards = list(_shards(run, len(_stored(file))).items())
-        first, last = (len(shards) * i // n_shares for i in (share, share + 1))
-        with _until_done(run):
-            _fill(run, card, file, size_px, dict(shards[first:last]), device, batch_size)
+    if batch_size < 0:
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be 1 or more, or 0 for {BATCH_SIZES}"
+        )
+    shards = _shards(run, len(_stored(file)))
+    first, last = (len(shards) * i // n_shares for i in (share, share + 1))
+    shards = dict(list(shards.items())[first:last])
+    missing = [rows for rows, shard in shards.items() if not shard.is_file()]
+    if run.done or not missing:
+        return run
+
+    def read(rows: range) -> torch.Tensor:
+        stored = _stored(file)[rows.start : rows.stop]
+        return torch.from_numpy(np.array(patches.centre_crop(stored, size_px)))
+
+    with _until_done(run):
+        encoder = network.load(card, device)
+        _settle_canary(run, encoder)
+        usual = BATCH_SIZES.get(encoder.device.type, BATCH_SIZES["cpu"])
+        batches, begun_s = Batches(encoder, batch_size or usual), time.perf_counter()
+        if n_done := write_shards(run, batches, read, shards, card.name):
+            facts = {
+                "device": str(encoder.device),
+                "batch_size": batches.size,
+                "precision": encoder.precision,
+                "n_patches": n_done,
+                "patches_per_s": round(n_done / max(time.perf_counter() - begun_s, 1e-9), 2),
+            }
+            job = f"done-{missing[0].start:09d}-{missing[-1].stop:09d}"
+            store.write_json(run.unit_file(job, ".json"), facts)
     return run
 
 
@@ -114,10 +136,15 @@ def _until_done(run: store.Run) -> Iterator[None]:
 
 def _shards(run: store.Run, n_patches: int) -> dict[range, Path]:
     """The rows of every shard, and its file."""
-    pieces = [range(first, min(first + SHARD, n_patches)) for first in range(0, n_patches, SHARD)]
     return {
-        rows: run.unit_file(f"rows-{rows.start:09d}-{rows.stop:09d}", ".npy") for rows in pieces
+        rows: run.unit_file(f"rows-{rows.start:09d}-{rows.stop:09d}", ".npy")
+        for rows in pieces(n_patches, SHARD)
     }
+
+
+def pieces(n: int, size: int) -> list[range]:
+    """Rows 0 to n, at most ``size`` at a time."""
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def check_finished(run: store.Run, card: EncoderCard, device: str) -> None:
@@ -160,7 +187,7 @@ class Batches:
             try:
                 parts.append(self.encoder.compute(batch))
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not re.search(FULL, repr(error)):
                     raise
                 if len(batch) == 1:
                     name, device = self.encoder.card.name, self.encoder.device
@@ -173,14 +200,6 @@ class Batches:
             crops = crops[len(batch) :]
             progress.update(len(batch))
         return torch.cat(parts).cpu().numpy()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ended, a GPU's or this machine's."""
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
-    )
 
 
 def embedded(
@@ -201,69 +220,37 @@ def embedded(
                 yield rows, batches.encoder.checked(batches.compute(crops.result(), progress), rows)
 
 
-def _fill(
-    run: store.Run,
-    card: EncoderCard,
-    file: Path,
-    size_px: int,
-    shards: Mapping[range, Path],
-    device: str,
-    batch_size: int,
-) -> None:
-    """Make those of ``shards`` that aren't there; records how."""
-    if batch_size < 0:
-        raise ValueError(
-            f"batch_size is {batch_size}; it must be 1 or more, or 0 for {BATCH_SIZES}"
-        )
-    missing = [rows for rows, shard in shards.items() if not shard.is_file()]
-    if not missing:
-        return
-    encoder = network.load(card, device)
-    _settle_canary(run, encoder)
-    usual = BATCH_SIZES.get(encoder.device.type, BATCH_SIZES["cpu"])
-    batches, begun_s = Batches(encoder, batch_size or usual), time.perf_counter()
-    if n_done := _embed_missing(run, batches, file, size_px, shards, missing):
-        facts = {
-            "device": str(encoder.device),
-            "batch_size": batches.size,
-            "precision": encoder.precision,
-            "n_patches": n_done,
-            "patches_per_s": round(n_done / max(time.perf_counter() - begun_s, 1e-9), 2),
-        }
-        job = f"done-{missing[0].start:09d}-{missing[-1].stop:09d}"
-        store.write_json(run.unit_file(job, ".json"), facts)
-
-
-def _embed_missing(
+def write_shards(
     run: store.Run,
     batches: Batches,
-    file: Path,
-    size_px: int,
+    read: Callable[[range], torch.Tensor],
     shards: Mapping[range, Path],
-    missing: Sequence[range],
+    title: str,
 ) -> int:
-    """Write the missing ones of ``shards``, with a progress bar; gives how many patches it made."""
-    n_patches, n_missing, n_done = sum(map(len, shards)), sum(map(len, missing)), 0
-    bar = {"desc": f"embed {batches.encoder.card.name}", "unit": " patches"}
+    """Embed the rows of those ``shards`` that have no file yet; gives the number of new patches.
 
-    def read(rows: range) -> torch.Tensor:
-        stored = _stored(file)[rows.start : rows.stop]
-        return torch.from_numpy(np.array(patches.centre_crop(stored, size_px)))
-
-    with tqdm(total=n_patches, initial=n_patches - n_missing, **bar) as progress:
-
-        def still_missing() -> Iterator[range]:
-            for rows in missing:
-                if shards[rows].is_file() or run.done:  # another job was faster
-                    progress.update(len(rows))
-                else:
-                    yield rows
-
-        for rows, features in embedded(batches, read, still_missing(), progress):
+    read: as for `embedded`. Nothing is made that another job makes in the meantime.
+    """
+    missing = [rows for rows, file in shards.items() if not file.is_file()]
+    todo = (rows for rows in missing if not (shards[rows].is_file() or run.done))
+    n, n_missing, n_done = sum(map(len, shards)), sum(map(len, missing)), 0
+    with tqdm(total=n, initial=n - n_missing, desc=f"embed {title}", unit=" patches") as bar:
+        for rows, features in embedded(batches, read, todo, bar):
             with store.replacing(shards[rows]) as aside, aside.open("wb") as out:
                 np.save(out, features)  # (n_patches of the shard, n_dims)
             n_done += len(rows)
     return n_done
+
+
+def join_shards(out: h5py.File, shards: Mapping[range, Path], n_dims: int) -> None:
+    """Write ``features`` from the shards one by one; raises StoreError for a damaged shard."""
+    features = out.create_dataset("features", (sum(map(len, shards)), n_dims), np.float32)
+    for rows, file in shards.items():
+        try:
+            features[rows.start : rows.stop] = np.load(file)
+        except (ValueError, TypeError, EOFError) as error:
+            remedy = "remove it and embed again"
+            raise store.StoreError(f"{file}: damaged ({error}); {remedy}") from None
 
 
 def _settle_canary(run: store.Run, encoder: network.Encoder) -> None:
@@ -287,26 +274,15 @@ def _canary_of(run: store.Run) -> tuple[np.ndarray, dict[str, str]]:
 
 
 def _assemble(
-    run: store.Run, card: EncoderCard, table: pd.DataFrame, corners_l0_px: np.ndarray, size_px: int
+    run: store.Run, card: EncoderCard, table: pd.DataFrame, file: Path, placing: Placing
 ) -> None:
     """Write ``embeddings.h5`` from the shards, one after another, and finish the run."""
+    corners_l0_px = patches.corners(table, _stored(file).shape[1], placing)
     expected, about = _canary_of(run)
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
-        features = out.create_dataset("features", (len(table), card.n_dims), np.float32)
-        for rows, file in _shards(run, len(table)).items():
-            try:
-                features[rows.start : rows.stop] = np.load(file)
-            except (ValueError, TypeError, EOFError) as error:
-                raise store.StoreError(
-                    f"{file}: damaged ({error}); remove it and embed again"
-                ) from None
-        coords = out.create_dataset("coords", data=corners_l0_px)
-        coords.attrs["name"] = "top left corner of the patch in level-0 px, x and y"
-        coords.attrs["patch_size"] = size_px
-        out.create_dataset("patch_id", data=table["patch_id"].to_numpy())
-        out.create_dataset(
-            "slide_id", data=table["slide_id"].astype(str).to_list(), dtype=h5py.string_dtype()
-        )
+        join_shards(out, _shards(run, len(table)), card.n_dims)
+        place = {"name": "top left corner of the patch in level-0 px, x and y"}
+        write_rows(out, table, corners_l0_px, {**place, "patch_size": placing.size_px})
         kept = out.create_dataset("canary", data=expected)  # too large for an attribute
         kept.attrs.update(about)
         out.attrs["card"] = json.dumps(as_dict(card))

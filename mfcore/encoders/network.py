@@ -1,6 +1,7 @@
 """From a card to its network: built by timm, filled with weights, checked; and its embeddings."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from PIL import Image
 
 from mfcore.data.slides.reader import colour_problem
 from mfcore.encoders import preprocess
-from mfcore.encoders.architecture import create, n_parameters, seeded
+from mfcore.encoders.architecture import create, facts_of, seeded
 from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.encoders.catalogue import card_of
 from mfcore.encoders.readout import READOUTS
@@ -72,16 +73,10 @@ def _with_weights(this: EncoderCard, state: "dict[str, torch.Tensor]") -> Any:
 
 def check_card(this: EncoderCard, model: Any) -> None:
     """Raise EncoderError, naming each key, where a built network isn't what its card says."""
-    built = {
-        "n_parameters": n_parameters(model),
-        "n_prefix_tokens": int(getattr(model, "num_prefix_tokens", 0)),
-        "n_dims": READOUTS[this.readout].width(model),
-    }
-    facts = vars(this)
     wrong = [
-        f"{key} is {value}, the card says {facts[key]}"
-        for key, value in built.items()
-        if value != facts[key]
+        f"{key} is {value}, the card says {getattr(this, key)}"
+        for key, value in facts_of(model, this.readout).items()
+        if value != getattr(this, key)
     ]
     if wrong:
         raise EncoderError(
@@ -184,22 +179,11 @@ def embed_images(
     if not len(files or images):
         raise ValueError("there are no images to embed; give one or more")
     loaded = encoder if isinstance(encoder, Encoder) else load(encoder, device)
-    features = [loaded.embed(batch) for batch in _batches(source, batch_size)]
+    features = []
+    for _, alike in itertools.groupby(source, np.shape):  # images of one size, one after another
+        while batch := list(itertools.islice(alike, batch_size)):
+            features.append(loaded.embed(np.stack(batch)))
     return np.concatenate(features), files
-
-
-def _batches(images: "Iterable[np.ndarray]", size: int) -> "Iterator[np.ndarray]":
-    """Images in their order, uint8 (n, height, width, 3), at most ``size`` at a time, alike in
-    size.
-    """
-    batch: list[np.ndarray] = []
-    for image in images:
-        if batch and (len(batch) == size or image.shape != batch[0].shape):
-            yield np.stack(batch)
-            batch = []
-        batch.append(image)
-    if batch:
-        yield np.stack(batch)
 
 
 def _image_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:
@@ -241,12 +225,9 @@ class Encoder:
         import torch
 
         with torch.inference_mode(), preprocess.exact_float32(self.device):
-            return self.network(self.transform(patches))
-
-    def network(self, images: "torch.Tensor") -> "torch.Tensor":
-        """The second half of `compute`, of what `transform` gives; to be called as there."""
-        with self.autocast():
-            return read_out(self.model, self.card, images).float()
+            images = self.transform(patches)
+            with self.autocast():
+                return read_out(self.model, self.card, images).float()
 
     def autocast(self) -> "torch.autocast":
         """Within it, the network computes in `precision`."""
@@ -256,7 +237,7 @@ class Encoder:
         dtype = getattr(torch, self.precision) if mixed else None
         return torch.autocast(self.device.type, dtype, enabled=mixed)
 
-    def embed(self, patches: np.ndarray, patch_ids: Sequence[int] | None = None) -> np.ndarray:
+    def embed(self, patches: np.ndarray) -> np.ndarray:
         """Embed uint8 (n, height, width, 3) in one pass; gives float32 (n, n_dims).
 
         Raises ValueError for anything but RGB bytes, EncoderError as `checked` does.
@@ -268,32 +249,16 @@ class Encoder:
             )
         if len(patches) == 0:
             return np.zeros((0, self.card.n_dims), np.float32)
-        return self.checked(
-            self.compute(patches).cpu().numpy(),
-            range(len(patches)) if patch_ids is None else patch_ids,
-        )
+        return self.checked(self.compute(patches).cpu().numpy(), range(len(patches)))
 
     def checked(self, features: np.ndarray, patch_ids: Sequence[int]) -> np.ndarray:
-        """``features`` as they are.
-
-        Raises EncoderError, naming patches, where they aren't (n_patches, n_dims) or not finite.
-        """
-        if features.shape != (len(patch_ids), self.card.n_dims):
-            raise EncoderError(
-                f"encoder {self.card.name!r} gives {features.shape[1:]}, "
-                f"its card says {self.card.n_dims} dimensions; correct its n_dims or readout"
-            )
+        """``features`` as they are; raises EncoderError, naming patches, for NaN and infinity."""
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-            half = self.precision == "float16"
-            hint = (
-                "; float16 may have overflowed, float32 in its card won't"
-                if half
-                else "; are its weights whole?"
-            )
             ids = [int(patch_ids[row]) for row in bad[:5]]
             raise EncoderError(
-                f"encoder {self.card.name!r} gives NaN or infinity for patches {ids}{more}{hint}"
+                f"encoder {self.card.name!r} gives NaN or infinity for patches {ids}{more}; are its"
+                " weights whole? float16 may have overflowed, float32 in its card won't"
             )
         return features

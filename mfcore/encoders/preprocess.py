@@ -26,11 +26,11 @@ def transform(
     import torch
 
     images = patches if isinstance(patches, torch.Tensor) else torch.from_numpy(np.array(patches))
-    height, width = images.shape[1:3]
-    short = min(height, width)
-    if short != card.resize_px:
-        size = (card.resize_px * height // short, card.resize_px * width // short)
-        images = _resized(images, size, card.interpolation)
+    if min(images.shape[1:3]) != card.resize_px:
+        how = card.resize_px, card.interpolation
+        images = torch.from_numpy(
+            np.stack([resized(image, *how) for image in images.cpu().numpy()])
+        )
     top, left = (round((side - card.crop_px) / 2) for side in images.shape[1:3])
     images = images[:, top : top + card.crop_px, left : left + card.crop_px]
     pixels = images.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32)
@@ -60,12 +60,25 @@ def exact_float32(device: "torch.device") -> Iterator[None]:
             setting.allow_tf32 = value
 
 
-def _resized(images: "torch.Tensor", size: tuple[int, int], interpolation: str) -> "torch.Tensor":
-    """uint8 (n, height, width, 3) to uint8 (n, *size, 3) by Pillow, antialiased."""
-    import torch
+def resized(pixels: np.ndarray, short_px: int | None, interpolation: str) -> np.ndarray:
+    """uint8 (H, W) or (H, W, 3) with its shorter side of ``short_px``, by Pillow, antialiased.
 
+    None: as it is. interpolation: "bilinear", "bicubic" or "nearest".
+    """
+    height, width = pixels.shape[:2]
+    if short_px in (None, short := min(height, width)):
+        return pixels
+    size = short_px * width // short, short_px * height // short
     kernel = Image.Resampling[interpolation.upper()]
-    resized = np.empty((len(images), *size, 3), np.uint8)
-    for into, image in zip(resized, images.cpu().numpy(), strict=True):
-        into[:] = np.asarray(Image.fromarray(image).resize(size[::-1], kernel))
-    return torch.from_numpy(resized)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, kernel))
+
+
+def square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
+    """The central square of `resized` pixels, uint8 (size_px, size_px) or with colours.
+
+    As eva's ResizeAndCrop does, but for masks: torchvision's "nearest" takes the pixel at the
+    corner of each new one, Pillow's that at its middle, as bilinear interpolation of images does.
+    """
+    pixels = resized(pixels, size_px, interpolation)
+    top, left = (round((side - size_px) / 2) for side in pixels.shape[:2])
+    return pixels[top : top + size_px, left : left + size_px]

@@ -74,15 +74,13 @@ def load_bach(task: Task, folder: Path) -> pd.DataFrame:
     problems, rows = [], []
     for path, label in _by_class(task, folder, BACH_PHOTOS, problems):
         prefix = BACH_PREFIXES[task.classes[label]]
-        if re.fullmatch(rf"{prefix}(0\d\d|100)", path.stem):
-            position = label * BACH_PER_CLASS + int(path.stem[-3:]) - 1
-            is_val = any(first <= position < end for first, end in BACH_VAL)
-            rows.append((path, label, "val" if is_val else "train"))
-        else:
-            problems.append(
-                f"{path.relative_to(folder)}: expected {prefix}001.tif to {prefix}100.tif, "
-                "by which eva splits"
-            )
+        if not re.fullmatch(rf"{prefix}(0\d\d|100)", path.stem):
+            expected = f"{prefix}001.tif to {prefix}100.tif, by which eva splits"
+            problems.append(f"{path.relative_to(folder)}: expected {expected}")
+            continue
+        position = label * BACH_PER_CLASS + int(path.stem[-3:]) - 1
+        is_val = any(first <= position < end for first, end in BACH_VAL)
+        rows.append((path, label, "val" if is_val else "train"))
     task.refuse(folder, problems)
     return whole_images(folder, *zip(*rows, strict=True))
 
@@ -169,15 +167,11 @@ def _pcam_split(folder: Path, stem: str, split: str) -> pd.DataFrame:
         (n, height, width, _), labels = x["x"].shape, y["y"][:].reshape(-1)
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"labels are {np.unique(labels)[:5].tolist()}, expected 0 and 1")
-    meta = folder / f"{stem}_meta.csv"
-    rows = {
-        "item_id": [f"{split}_{i}" for i in range(n)],
-        "split": split,
-        "label": labels.astype(np.int64),
-        "group": pd.read_csv(meta, dtype=str).get("wsi", "") if meta.is_file() else "",
-        "file": f"{stem}_x.h5",
-    }
-    return pd.DataFrame(rows | {"x_px": 0, "y_px": 0, "width_px": width, "height_px": height})
+    meta, ids = folder / f"{stem}_meta.csv", [f"{split}_{i}" for i in range(n)]
+    slides = pd.read_csv(meta, dtype=str).get("wsi", "") if meta.is_file() else ""
+    rows = {"item_id": ids, "split": split, "label": labels.astype(np.int64), "group": slides}
+    rows |= {"file": f"{stem}_x.h5", "width_px": width, "height_px": height}
+    return pd.DataFrame(rows)
 
 
 def read_pcam_item(folder: Path, row: pd.Series) -> np.ndarray:
@@ -231,9 +225,8 @@ def load_cifar(name: str, task: Task, folder: Path) -> pd.DataFrame:
     for split, reader in readers.items():
         ids = [f"{split}_{i}" for i in range(len(reader))]
         rows = {"item_id": ids, "split": split, "label": np.asarray(reader.targets, np.int64)}
-        tables.append(pd.DataFrame(rows | {"group": "", "file": reader.base_folder}))
-    table = pd.concat(tables, ignore_index=True)
-    return table.assign(x_px=0, y_px=0, width_px=32, height_px=32)
+        tables.append(pd.DataFrame(rows | {"file": reader.base_folder}))
+    return pd.concat(tables, ignore_index=True).assign(width_px=32, height_px=32)
 
 
 def read_cifar_item(name: str, folder: Path, row: pd.Series) -> np.ndarray:

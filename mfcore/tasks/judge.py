@@ -16,16 +16,15 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from mfcore import encoders, store
 from mfcore.encoders.card import EncoderCard
-from mfcore.encoders.embed import Batches, embedded
+from mfcore.encoders.embed import Batches, join_shards, pieces, write_shards
+from mfcore.encoders.preprocess import resized, square
 from mfcore.store.options import as_dict
 from mfcore.store.records import digest
 from mfcore.streams import generator
 from mfcore.tasks import protocol as tasks_protocol
-from mfcore.tasks.protocol import resized, square
 from mfcore.tasks.task import SELECTION, Protocol, TaskData
 from mfcore.training import heads
 
@@ -73,32 +72,22 @@ def _train(
     table, task = data.table.reset_index(drop=True), data.task
     labels = table["label"].to_numpy(np.int64)
     rows, validation = (np.flatnonzero(table["split"] == split) for split in ("train", SELECTION))
-    trained = [
-        heads.Head(
-            _drawn(
-                rows,
-                labels,
-                protocol.n_per_class,
-                generator(seed, "judge", "items", task.name, number),
-            ),
-            validation,
-            generator(seed, "judge", task.name, "head", number),
-        )
-        for number in numbers
-    ]
+    trained = []
+    for number in numbers:
+        draw = generator(seed, "judge", "items", task.name, number)
+        learnt = _drawn(rows, labels, protocol.n_per_class, draw)
+        of_head = generator(seed, "judge", task.name, "head", number)
+        trained.append(heads.Head(learnt, validation, of_head))
     title = f"{run.identity['name']}, runs {numbers[0]} to {numbers[-1]}"
     heads.train(features, labels, len(task.classes), trained, protocol.schedule, title)
     tested = table.loc[table["split"] != "train", ["item_id", "split", "label", "group"]]
     for number, head in zip(numbers, trained, strict=True):
-        scores = {
-            f"score_{i}": score for i, score in enumerate(head.scores(features[tested.index]).T)
-        }
-        predictions = pd.DataFrame(
-            {"run": number, "step": head.progress.best_step, **tested, **scores}
+        scores = pd.DataFrame(head.scores(features[tested.index]), tested.index).add_prefix(
+            "score_"
         )
-        tasks_protocol.keep(
-            run, number, predictions, {"n_train": len(head.train), **head.progress.facts()}
-        )
+        facts = {"run": number, "step": head.progress.best_step, **tested, **scores}
+        fit = {"n_train": len(head.train), **head.progress.facts()}
+        tasks_protocol.keep(run, number, pd.DataFrame(facts), fit)
 
 
 def _drawn(
@@ -130,16 +119,14 @@ def features_of(
     file = run.path(FILE)
     with store.in_turn(run.folder.parent / ".turns", f"features-{digest(_made_of(run.identity))}"):
         if not file.is_file():
-            same = _made_before(run)
-            if same is None:
-                _embed(run, data, encoders.load(card, device), size_px)
-            else:
+            if same := _made_before(run):
                 with store.replacing(file) as aside:
                     try:
-                        # of PatchCamelyon half a gigabyte an encoder, for two tasks
-                        os.link(same, aside)
+                        os.link(same, aside)  # of PatchCamelyon half a gigabyte, for two tasks
                     except OSError:  # a file system without links
                         shutil.copyfile(same, aside)
+            else:
+                _embed(run, data, encoders.load(card, device), size_px)
         for shard in run.path("units").glob("features-*.npy"):
             shard.unlink()
     with h5py.File(file) as content:
@@ -168,28 +155,21 @@ def _made_before(run: store.Run) -> Path | None:
 def _embed(run: store.Run, data: TaskData, encoder: encoders.Encoder, size_px: int | None) -> None:
     """Write the features from shards, one at a time: all of PatchCamelyon's are gigabytes."""
     card = dataclasses.replace(encoder.card, resize_px=encoder.card.crop_px)
-    encoder, n = dataclasses.replace(encoder, card=card), len(data.table)
-    pieces = [range(first, min(first + SHARD, n)) for first in range(0, n, SHARD)]
-    shards = {rows: run.unit_file(f"features-{rows.start:09d}", ".npy") for rows in pieces}
-    missing = [rows for rows, file in shards.items() if not file.is_file()]
+    encoder = dataclasses.replace(encoder, card=card)
+    shards = {
+        rows: run.unit_file(f"features-{rows.start:09d}", ".npy")
+        for rows in pieces(len(data.table), SHARD)
+    }
 
     def read(rows: range) -> torch.Tensor:
         return torch.from_numpy(np.stack([_seen(data.image(i), card, size_px) for i in rows]))
 
-    with tqdm(
-        total=n, desc=f"embed {data.task.name} by {card.name}", unit=" patches", leave=False
-    ) as bar:
-        bar.update(n - sum(map(len, missing)))
-        for rows, features in embedded(Batches(encoder, BATCH), read, missing, bar):
-            with store.replacing(shards[rows]) as aside, aside.open("wb") as out:
-                np.save(out, features)
+    title = f"{data.task.name} by {card.name}"
+    write_shards(run, Batches(encoder, BATCH), read, shards, title)
     with store.replacing(run.path(FILE)) as aside, h5py.File(aside, "w") as out:
-        features = out.create_dataset("features", (n, card.n_dims), np.float32)
-        for rows, file in shards.items():
-            features[rows.start : rows.stop] = np.load(file)
-        out.create_dataset(
-            "item_id", data=data.table["item_id"].astype(str).to_list(), dtype=h5py.string_dtype()
-        )
+        join_shards(out, shards, card.n_dims)
+        names = data.table["item_id"].astype(str).to_list()
+        out.create_dataset("item_id", data=names, dtype=h5py.string_dtype())
         out.attrs["card"], out.attrs["weights"] = json.dumps(as_dict(card)), encoder.revision
 
 

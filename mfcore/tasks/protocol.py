@@ -10,7 +10,6 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
 from mfcore import store
@@ -112,35 +111,6 @@ def reported_split(splits: "pd.Series[str]") -> str:
     other.
     """
     return "test" if (splits == "test").any() else SELECTION
-
-
-def resized(pixels: np.ndarray, short_px: int | None, interpolation: str) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3) with its shorter side of ``short_px``, by Pillow's "bilinear",
-    "bicubic" or "nearest".
-
-    None: as it is.
-    """
-    height, width = pixels.shape[:2]
-    short = min(height, width)
-    if short_px in (None, short):
-        return pixels
-    size = (short_px * width // short, short_px * height // short)
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(pixels)).resize(
-            size, Image.Resampling[interpolation.upper()]
-        )
-    )
-
-
-def square(pixels: np.ndarray, size_px: int, interpolation: str) -> np.ndarray:
-    """The central square of `resized` pixels, uint8 (size_px, size_px) or with colours.
-
-    As eva's ResizeAndCrop does, but for masks: torchvision's "nearest" takes the pixel at the
-    corner of each new one, Pillow's that at its middle, as bilinear interpolation of images does.
-    """
-    pixels = resized(pixels, size_px, interpolation)
-    top, left = (round((side - size_px) / 2) for side in pixels.shape[:2])
-    return pixels[top : top + size_px, left : left + size_px]
 
 
 # ---- what a run leaves ----

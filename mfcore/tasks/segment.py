@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 from mfcore import encoders, store
 from mfcore.encoders import preprocess
 from mfcore.encoders.card import EncoderCard
+from mfcore.encoders.preprocess import square
 from mfcore.encoders.readout import READOUTS
 from mfcore.measures.masks import IGNORED, dice
 from mfcore.streams import generator
 from mfcore.tasks import protocol as tasks_protocol, segment_decoder
-from mfcore.tasks.protocol import square
 from mfcore.tasks.segment_decoder import Material
 from mfcore.tasks.task import SELECTION, Protocol, TaskData, TaskError
 
@@ -60,16 +60,18 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
 
     The images are normalised as the encoder has it. Raises as `segment`.
     """
-    size_px, task = size_px or card.crop_px, data.task
-    pairs, wrong = [(data.image(i), data.mask(i)) for i in range(len(data.table))], []
-    for item, (image, mask) in zip(data.table["item_id"], pairs, strict=True):
-        if image.shape[:2] != mask.shape:
-            wrong.append(f"the mask of {item!r} is {mask.shape}, its image {image.shape[:2]}")
+    size_px = size_px or card.crop_px
+    pairs = [(data.image(i), data.mask(i)) for i in range(len(data))]
+    wrong = [
+        f"the mask of {item!r} is {mask.shape}, its image {image.shape[:2]}"
+        for item, (image, mask) in zip(data.table["item_id"], pairs, strict=True)
+        if image.shape[:2] != mask.shape
+    ]
     masks = np.stack(
         [square(mask, size_px, "nearest") for _, mask in pairs]
     )  # (n, size_px, size_px)
     has_nuclei = (
-        pd.Series(_nuclei(masks).any(axis=(1, 2))).groupby(data.table["split"].to_numpy()).any()
+        pd.Series(_nuclei(masks).any(axis=(1, 2)), data.table["split"]).groupby("split").any()
     )
     wrong += [
         f"no mask of the split {split!r} holds a nucleus in the {size_px} px that are seen: "
@@ -77,16 +79,12 @@ def material_of(data: TaskData, card: EncoderCard, device: str, size_px: int | N
         for split in has_nuclei.index[~has_nuclei]
     ]
     if wrong:
-        raise TaskError(f"task {task.name!r}: {'; '.join(wrong[:5])}")
-    images = np.stack(
-        [square(image, size_px, task.interpolation or card.interpolation) for image, _ in pairs]
-    )  # (n, size_px, size_px, 3)
+        raise TaskError(f"task {data.task.name!r}: {'; '.join(wrong[:5])}")
+    kernel = data.task.interpolation or card.interpolation
+    images = np.stack([square(image, size_px, kernel) for image, _ in pairs])
     encoder = encoders.load(card, device)
-    batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
-    maps = [
-        maps_of(encoder, batch)
-        for batch in tqdm(batches, desc=f"maps by {card.name}", unit="batch", leave=False)
-    ]
+    bar = tqdm(range(0, len(images), BATCH), f"maps by {card.name}", unit="batch", leave=False)
+    maps = [maps_of(encoder, images[first : first + BATCH]) for first in bar]
     seen = dataclasses.replace(card, resize_px=size_px, crop_px=size_px)
     with torch.inference_mode(False):
         normalised = preprocess.transform(images, seen, encoder.device).contiguous(
@@ -146,17 +144,14 @@ def _train(
         decoder, material, tested.index.to_numpy(), protocol.batch_size
     )
     parts = []
-    for name, (n_true, n_predicted, n_both) in zip(
-        task.classes[1:], counts.transpose(1, 2, 0)[1:], strict=True
-    ):
-        columns = {"class": name, "dice": dice(n_true, n_predicted, n_both), "n_px": n_true}
-        columns |= {"n_predicted_px": n_predicted, "n_both_px": n_both}
-        parts.append(tested.assign(run=number, step=progress.best_step, **columns))
+    for name, pixels in zip(task.classes[1:], counts.transpose(1, 2, 0)[1:], strict=True):
+        columns = {"run": number, "step": progress.best_step, "class": name, "dice": dice(*pixels)}
+        columns |= zip(("n_px", "n_predicted_px", "n_both_px"), pixels, strict=True)
+        parts.append(tested.assign(**columns))
     if number == 0:
         _keep_shown(run, data, material, decoder, seed)
-    tasks_protocol.keep(
-        run, number, pd.concat(parts, ignore_index=True), {"n_train": len(rows), **progress.facts()}
-    )
+    fit = {"n_train": len(rows), **progress.facts()}
+    tasks_protocol.keep(run, number, pd.concat(parts, ignore_index=True), fit)
 
 
 def _keep_shown(

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mfcore.measures.masks import IGNORED
-from mfcore.tasks.task import SEGMENTATION, Task, TaskError, part_of, whole_images
+from mfcore.tasks.task import COLUMNS, SEGMENTATION, Task, TaskError, part_of, whole_images
 
 CONSEP_MERGED = np.array([0, 1, 2, 3, 3, 4, 4, 4], np.uint8)
 """Class of types 0 to 7: both epithelia are one, fibroblast, muscle and endothelium another."""
@@ -40,18 +40,16 @@ def _images(
     """Every image and its split; raises TaskError for a split without images and an image without
     its file of labels.
     """
-    images = {split: sorted(folder.glob(pattern)) for split, pattern in patterns.items()}
-    paths = [path for paths_of in images.values() for path in paths_of]
-    problems = [
-        f"no images {patterns[split]}" for split, paths_of in images.items() if not paths_of
-    ]
+    images = [(path, split) for split in patterns for path in sorted(folder.glob(patterns[split]))]
+    present = {split for _, split in images}
+    problems = [f"no images {patterns[split]}" for split in patterns if split not in present]
     problems += [
         f"{path.relative_to(folder)}: no {labels_of(path).name}"
-        for path in paths
+        for path, _ in images
         if not labels_of(path).is_file()
     ]
     task.refuse(folder, problems)
-    return paths, [split for split, paths_of in images.items() for _ in paths_of]
+    return [path for path, _ in images], [split for _, split in images]
 
 
 def load_consep(task: Task, folder: Path) -> pd.DataFrame:
@@ -66,14 +64,14 @@ def load_consep(task: Task, folder: Path) -> pd.DataFrame:
     """
     root = folder / "CoNSeP" if (folder / "CoNSeP").is_dir() else folder
     paths, splits = _images(task, root, CONSEP_IMAGES, _consep_labels)
-    images, tiles = whole_images(folder, paths, [-1] * len(paths), splits), []
-    for image in images.to_dict("records"):
-        for x in range(0, image["width_px"] - CONSEP_TILE_PX + 1, CONSEP_TILE_PX):
-            for y in range(0, image["height_px"] - CONSEP_TILE_PX + 1, CONSEP_TILE_PX):
-                tiles.append(image | {"item_id": f"{image['file']}:{x},{y}", "x_px": x, "y_px": y})
-    return pd.DataFrame(tiles, columns=images.columns).assign(
-        width_px=CONSEP_TILE_PX, height_px=CONSEP_TILE_PX
-    )
+    images, side = whole_images(folder, paths, [-1] * len(paths), splits), CONSEP_TILE_PX
+    tiles = [
+        image | {"item_id": f"{image['file']}:{x},{y}", "x_px": x, "y_px": y}
+        for image in images.to_dict("records")
+        for x in range(0, image["width_px"] - side + 1, side)
+        for y in range(0, image["height_px"] - side + 1, side)
+    ]
+    return pd.DataFrame(tiles, columns=COLUMNS).assign(width_px=side, height_px=side)
 
 
 def _consep_labels(image: Path) -> Path:
@@ -181,9 +179,8 @@ def _inside(outline: np.ndarray, x: np.ndarray, y: float) -> np.ndarray:
         crossing = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
     inside = (spans & (x < crossing)).sum(axis=1) % 2 == 1
     across = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)  # (W, n)
-    within = (np.minimum(x0, x1) <= x) & (x <= np.maximum(x0, x1))
-    within &= (np.minimum(y0, y1) <= y) & (y <= np.maximum(y0, y1))
-    return inside | ((np.abs(across) < 1e-9) & within).any(axis=1)
+    is_between = (x - x0) * (x - x1) + (y - y0) * (y - y1) <= 0  # the ends of an edge
+    return inside | ((np.abs(across) < 1e-9) & is_between).any(axis=1)
 
 
 CONSEP = Task(

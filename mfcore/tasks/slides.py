@@ -11,7 +11,6 @@ here. The task takes the public definition by its own name.
 """
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -27,7 +26,7 @@ from mfcore.data.slides.slide import SlideError, open_slide
 from mfcore.store.files import below
 from mfcore.store.records import digest
 from mfcore.streams import generator
-from mfcore.tasks.task import CLASSIFICATION, COLUMNS, SPLITS, Task, TaskError, TaskWarning
+from mfcore.tasks.task import CLASSIFICATION, SPLITS, Task, TaskError, TaskWarning
 
 TABLE = "slides.csv"
 LISTED = ("slide", "patient", "mutated", "split")
@@ -64,44 +63,37 @@ def load(drawing: Drawing, task: Task, folder: Path) -> pd.DataFrame:
         except (SlideError, tissue.TissueError, OSError) as error:
             without.append(f"{row.slide}: {error}")
             continue
-        part = pd.DataFrame(places, columns=["x_px", "y_px"])
-        part["item_id"] = [f"{row.slide}:{i}" for i in range(len(part))]
-        file = files[row.slide].relative_to(folder).as_posix()
-        facts = {"label": int(row.mutated), "group": row.patient, "split": row.split, "file": file}
-        parts.append(part.assign(**facts))
+        facts = {"item_id": [f"{row.slide}:{i}" for i in range(len(places))], "group": row.patient}
+        facts |= {"label": int(row.mutated), "split": row.split}
+        facts["file"] = files[row.slide].relative_to(folder).as_posix()
+        parts.append(pd.DataFrame(places, columns=["x_px", "y_px"]).assign(**facts))
     if without:
         message = f"{len(without)} slides give no patch: {'; '.join(without[:5])}"
         warnings.warn(f"{folder}: {message}", TaskWarning, stacklevel=2)
     if not parts:
         task.refuse(folder, [f"no slide gives a patch; {without[0]}"])
     table = pd.concat(parts, ignore_index=True)
-    return table.assign(width_px=drawing.size_px, height_px=drawing.size_px)[list(COLUMNS)]
+    return table.assign(width_px=drawing.size_px, height_px=drawing.size_px)
 
 
 def _listed(task: Task, folder: Path) -> pd.DataFrame:
+    """The table of slides; raises TaskError with all that is wrong in it."""
     try:
         table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False, usecols=LISTED)
     except (OSError, ValueError) as error:
         task.refuse(folder, [f"{TABLE}: no table with columns {LISTED} ({error})"])
-    task.refuse(folder, list(_problems(table)))
-    return table
-
-
-def _problems(table: pd.DataFrame) -> Iterator[str]:
-    if table.empty:
-        yield f"{TABLE}: no line"
+    problems = [] if len(table) else [f"{TABLE}: no line"]
     for column, known in (("mutated", ("0", "1")), ("split", SPLITS)):
-        yield from (
-            f"{TABLE}: {column} {value!r} is none of {known}"
-            for value in sorted(set(table[column]) - set(known))
-        )
-    twice = sorted(table["slide"][table["slide"].duplicated()].unique())
-    yield from (f"{TABLE}: slide {name!r} stands twice" for name in twice)
-    if (table["patient"] == "").any():
-        yield f"{TABLE}: a line without a patient"
+        others = sorted(set(table[column]) - set(known))
+        problems += [f"{TABLE}: {column} {value!r} is none of {known}" for value in others]
+    twice = sorted(set(table["slide"][table["slide"].duplicated()]))
+    problems += [f"{TABLE}: slide {name!r} stands twice" for name in twice]
+    problems += [f"{TABLE}: a line without a patient"] * ("" in set(table["patient"]))
     n_labels = table.groupby("patient")["mutated"].nunique()
     both = n_labels.index[n_labels > 1]
-    yield from (f"{TABLE}: patient {name!r} is mutated and isn't" for name in both)
+    problems += [f"{TABLE}: patient {name!r} is mutated and isn't" for name in both]
+    task.refuse(folder, problems)
+    return table
 
 
 def _files(folder: Path) -> dict[str, Path]:

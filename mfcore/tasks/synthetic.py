@@ -72,32 +72,28 @@ def make(
 
 def draw_patches(task: Task, folder: Path, n_slides: int) -> pd.DataFrame:
     """Write every patch of the task, and its mask; returns the table of its items."""
-    rows = []
+    rows, splits = [], _splits(task.name, n_slides)
     for slide in tqdm(range(n_slides), desc=f"{task.name}: synthetic slides", unit="slide"):
         for label, image, mask in _patches(task, slide):
             number = f"{len(rows):04d}.png"
             _write_png(folder / "images" / number, image)
             if task.is_segmentation:
                 _write_png(folder / "masks" / number, mask)
-            rows.append(
-                (f"{slide:03d}/{number}", slide, label, f"slide {slide:03d}", f"images/{number}")
-            )
-    table = pd.DataFrame(rows, columns=["item_id", "slide", "label", "group", "file"])
-    table["split"] = table["slide"].map(_splits(task.name, n_slides))
-    return table.assign(x_px=0, y_px=0, width_px=SIDE_PX, height_px=SIDE_PX)[list(COLUMNS)]
+            item, group = f"{slide:03d}/{number}", f"slide {slide:03d}"
+            rows.append((item, splits[slide], label, group, f"images/{number}", 0, 0))
+    table = pd.DataFrame(rows, columns=COLUMNS[:7])
+    return table.assign(width_px=SIDE_PX, height_px=SIDE_PX)
 
 
 def _patches(task: Task, slide: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Label, pixels and mask of every patch of one slide."""
     seed = streams.stream_seed(SEED, task.name)
     look = fields.slide_look(seed, slide)
-    tissues = (
-        {-1: fields.MIXED} if task.is_segmentation else dict(enumerate(fields.TISSUES.values()))
-    )
-    for i, (label, tissue) in enumerate(tissues.items()):
-        image, mask = fields.draw_field(
-            seed, slide * len(tissues) + i, tissue, look, PER_FIELD * SIDE_PX
-        )
+    tissues = list(enumerate(fields.TISSUES.values()))
+    if task.is_segmentation:
+        tissues = [(-1, fields.MIXED)]
+    for i, (label, tissue) in enumerate(tissues, slide * len(tissues)):
+        image, mask = fields.draw_field(seed, i, tissue, look, PER_FIELD * SIDE_PX)
         for top, left in np.ndindex(PER_FIELD, PER_FIELD):
             part = np.s_[top * SIDE_PX : (top + 1) * SIDE_PX, left * SIDE_PX : (left + 1) * SIDE_PX]
             yield label, image[part], mask[part]
@@ -126,8 +122,8 @@ def draw_slides(task: Task, folder: Path, n_slides: int) -> pd.DataFrame:
 def _splits(name: str, n_slides: int) -> dict[int, str]:
     """Of each slide its split; every split has one at least."""
     order = streams.generator(SEED, name, "split").permutation(n_slides).tolist()
-    n_train = min(max(round(SHARES[0] * n_slides), 1), n_slides - 2)
-    n_val = min(max(round(SHARES[1] * n_slides), 1), n_slides - n_train - 1)
+    n_train = min(round(SHARES[0] * n_slides), n_slides - 2)
+    n_val = max(round(SHARES[1] * n_slides), 1)
     n_test = n_slides - n_train - n_val
     return dict(zip(order, ["train"] * n_train + ["val"] * n_val + ["test"] * n_test, strict=True))
 

@@ -23,6 +23,7 @@ from mfcore.store.files import Fingerprints, below
 from mfcore.training.heads import Schedule
 
 COLUMNS = ("item_id", "split", "label", "group", "file", "x_px", "y_px", "width_px", "height_px")
+WHOLE = {"group": "", "x_px": 0, "y_px": 0}  # of an item whose table doesn't say it
 SPLITS = ("train", "val", "test")
 SELECTION = "val"  # the split on which training stops, and whose best weights are kept
 MAX_HEADERS = 5_000  # of so many files each one's size is read, of more the first one's
@@ -123,18 +124,19 @@ class Task:
     name: in study files, tables and folders. title: the authors' name. protocol: eva's; a synthetic
     task has that of its kind.
     classes: their names by index; of a segmentation the first is the background. read: the table of
-    the data in a folder, a row an item, columns `COLUMNS`: split "train", "val" or "test", as eva
-    uses the set's own; label the class's index, -1 for a segmentation; group the patient or slide,
-    "" where the set doesn't say; file relative to the folder; the item's place in it and its size
+    the data in a folder, a row an item, columns `COLUMNS`, those of `WHOLE` only where they differ:
+    split "train", "val" or "test", as eva uses the set's own; label the class's index, -1 for a
+    segmentation; group the patient or slide, "" where the set doesn't say; file relative to the
+    folder; the item's place in it and its size
     in px. image, mask: a row's pixels, uint8 (height_px, width_px, 3), in classification of one
     size, and their classes, uint8 (height_px, width_px), 0 background, see `masks.IGNORED`; both
     raise TaskError, naming the file. prepare: unpacks or draws the data in a folder, where that is
     needed. where: where to get the data, and their licence; empty for a task that mfcore draws.
     counts: the published number of items by split. folder: its name below ``tasks`` of the data
-    folder, where that isn't ``name``. interpolation: of its images, as `protocol.resized` names it;
-    empty for the encoder's. labels_groups: whether a label is of a whole group; groups are then
-    scored, too. unsettled: what of the protocol no source says, and what is done here; each run's
-    notes have it.
+    folder, where that isn't ``name``. interpolation: of its images, as
+    `mfcore.encoders.preprocess.resized` names it; empty for the encoder's. labels_groups: whether a
+    label is of a whole group; groups are then scored, too. unsettled: what of the protocol no
+    source says, and what is done here; each run's notes have it.
     """
 
     name: str
@@ -162,11 +164,10 @@ class Task:
         none is no error.
         """
         if problems:
-            more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
-            lines = "\n  ".join(problems[:10] + more)
+            more = [f"... and {len(problems) - 10} more"] * (len(problems) > 10)
             raise TaskError(
-                f"{folder}: not {self.title} as published:\n  {lines}"
-                f"\nWhere to get it: {self.where}"
+                "\n  ".join([f"{folder}: not {self.title} as published:", *problems[:10], *more])
+                + f"\nWhere to get it: {self.where}"
             )
 
     def load(self, folder: Path) -> "TaskData":
@@ -174,6 +175,8 @@ class Task:
         there are fewer or more.
         """
         table = self.read(self, folder)
+        missing = {name: value for name, value in WHOLE.items() if name not in table}
+        table = table.assign(**missing).filter(COLUMNS)
         n = table["split"].value_counts()
         n_splits = table[table["group"] != ""].groupby("group")["split"].nunique()
         notes = [
@@ -269,12 +272,7 @@ def whole_images(
 ) -> pd.DataFrame:
     """The table of a task whose items are whole files."""
     names = [path.relative_to(folder).as_posix() for path in paths]
+    rows = {"item_id": names, "split": list(splits), "label": np.asarray(labels, np.int64)}
     width, height = sizes_px(paths)
-    rows = {
-        "item_id": names,
-        "split": list(splits),
-        "label": np.asarray(labels, np.int64),
-        "group": groups,
-        "file": names,
-    }
-    return pd.DataFrame(rows | {"x_px": 0, "y_px": 0, "width_px": width, "height_px": height})
+    rows |= {"group": groups, "file": names, "width_px": width, "height_px": height}
+    return pd.DataFrame(rows)

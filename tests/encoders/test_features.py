@@ -148,13 +148,13 @@ def placed(table, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: placed(t, file=t["file"].to_numpy()[::-1]), r"8 rows have a patch_id .* another file"),
-        (lambda t: placed(t, x=t["patch_x_l0_px"] + 9), "12 rows have a patch_id .* another file or place"),
+        (lambda t: placed(t, file=t["file"].to_numpy()[::-1]), "8 of the study's 12 patches have no features"),
+        (lambda t: placed(t, x=t["patch_x_l0_px"] + 9), "12 of the study's 12 patches have no features"),
         (lambda t: placed(t).drop(columns=["patch_id", "y"]), r"mine\.csv: has one of the columns x and y"),
         (lambda t: placed(t, x=np.nan).drop(columns="patch_id"), "line 2: x is '', expected a number"),
         (lambda t: t[["patch_id"]].assign(patch_id="p"), "(?s)line 2: patch_id is 'p'.*line 3"),
         (lambda t: t[["file"]].assign(file=""), "line 2: file is '', expected a file's name"),
-        (lambda t: t[["file"]], "file 'images/a.svs' stands there twice; .* with x and y or with patch_id"),
+        (lambda t: t[["patch_id", "file"]], "file 'images/a.svs' stands there twice; .* with x and y or with patch_id"),
         (lambda t: "", r"mine\.csv: no table can be read .*; save it as CSV"),
         (lambda t: "file\na,1\n", r"mine\.csv: no table can be read \(lines longer than the header"),
         (lambda t: "file\na\nb,c,d\n", r"mine\.csv: no table can be read"),
@@ -171,7 +171,7 @@ def test_ids_files_and_places_that_agree_and_rows_of_no_patch(tmp_path, table):
     np.testing.assert_array_equal(match_array(tmp_path, table, placed(table, file="/else/" + table["file"])), VECTORS)
     names = placed(table, file=table["slide_id"]).drop(columns="patch_id")  # without the folder
     np.testing.assert_array_equal(match_array(tmp_path, table, names), VECTORS)
-    more = pd.concat([table[["patch_id", "file"]], pd.DataFrame({"patch_id": [99, 99], "file": "a.svs"})])
+    more = pd.concat([placed(table), pd.DataFrame({"patch_id": 7, "file": "images/a.svs", "x": [1, 2], "y": 0})])
     unused = np.concatenate([VECTORS, VECTORS[:2]])
     np.testing.assert_array_equal(match_array(tmp_path, table, more, unused), VECTORS)
 
@@ -262,8 +262,8 @@ TENSORS = [torch.from_numpy(vector) for vector in VECTORS]
         ({"a": TENSORS[0]}, "0.pt", r"0\.pt: holds no single embedding"),
         (VECTORS[0], "0.pt", r"one embedding, .*make anew:\s+0\.pt: UnpicklingError$"),
         (TENSORS[0][:3], "0.pt", r"features of \[3, 5\] dimensions"),
-        (TENSORS[0], "", r"manifest\.csv: .*\s+line 2: embeddings '' is empty"),
-        (TENSORS[0], "1.pt", r"line 3: embeddings '1\.pt' stands on another line too"),
+        (TENSORS[0], "", r"manifest\.csv: .*\s+: .*Is a directory"),
+        (TENSORS[0], "1.pt", r"line 3: '1\.pt' stands on another line too"),
         (TENSORS[0], "gone.pt", r"gone\.pt: .*No such file"),
     ],
 )

@@ -150,7 +150,7 @@ def test_a_gated_repository_says_where_to_ask_and_how_to_log_in(hub, whole, monk
 def test_an_expired_token_is_named_where_nothing_is_gated_too(hub, whole, monkeypatch):
     hub.repositories["local/tiny"] = Repository({"model.safetensors": whole})
     monkeypatch.setenv("HF_TOKEN", EXPIRED)
-    assert "or none for what isn't gated" in refusal(monkeypatch)
+    assert "Invalid credentials" in (text := refusal(monkeypatch)) and f"{hub.url}/settings/tokens" in text
 
 
 def test_what_isn_t_there_is_said(hub, whole, monkeypatch):
@@ -196,7 +196,7 @@ def test_offline_says_what_to_do_on_another_machine(hub, whole, monkeypatch):
     hub.repositories["local/tiny"] = Repository({"model.safetensors": whole})
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     text = refusal(monkeypatch)
-    assert "HF_HUB_OFFLINE is set" in text and f"hf download local/tiny --revision {COMMIT}" in text and not hub.asked
+    assert "HF_HUB_OFFLINE" in text and f"hf download local/tiny --revision {COMMIT}" in text and not hub.asked
 
 
 def test_a_file_that_isn_t_the_card_s_is_refused_and_fetched_again_once_removed(hub, whole, monkeypatch, tmp_path):

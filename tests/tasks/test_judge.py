@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score
 from tiny_encoders import tiny_card, use
 
 from mfcore import encoders, store
-from mfcore.encoders import EncoderError
+from mfcore.encoders import EncoderError, embed
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import TaskOptions
 from mfcore.tasks import judge, protocol as tasks_protocol
@@ -152,7 +152,7 @@ def test_shards_are_put_together_in_order_one_at_a_time_and_leave_nothing(tmp_pa
     def embedded(batches, read, shards, progress):
         return ((rows, np.repeat(np.float32(rows)[:, None], 1000, axis=1)) for rows in shards)
 
-    monkeypatch.setattr(judge, "embedded", embedded)
+    monkeypatch.setattr(embed, "embedded", embedded)
     run = store.open_run(tmp_path, "judge", "x", {"protocol": {"size_px": None}, "card": {}}, {})
     tracemalloc.start()
     judge._embed(run, data, encoder, None)

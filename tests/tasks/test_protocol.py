@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from mfcore import store
+from mfcore.encoders import preprocess
 from mfcore.store.files import Fingerprints
 from mfcore.tasks import protocol
 
@@ -79,10 +80,10 @@ def test_an_image_becomes_the_square_that_eva_s_transform_makes_of_it(height, wi
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     steps = [v2.Resize(224, InterpolationMode[interpolation.upper()]), v2.CenterCrop(224)]
     expected = np.asarray(v2.Compose(steps)(Image.fromarray(pixels)))
-    np.testing.assert_array_equal(protocol.square(pixels, 224, interpolation), expected)
+    np.testing.assert_array_equal(preprocess.square(pixels, 224, interpolation), expected)
 
 
 def test_a_mask_becomes_the_square_of_its_image():
     """By the nearest pixel, and cut to the central square where a patch isn't one."""
     mask = np.repeat(np.arange(6, dtype=np.uint8), 2)[None].repeat(4, axis=0)  # (4, 12)
-    assert protocol.square(mask, 2, "nearest").tolist() == [[2, 3], [2, 3]]
+    assert preprocess.square(mask, 2, "nearest").tolist() == [[2, 3], [2, 3]]

@@ -11,12 +11,12 @@ from tiny_encoders import some_patches, tiny_card, use
 
 from mfcore import encoders
 from mfcore.encoders import EncoderError, preprocess
+from mfcore.encoders.preprocess import square
 from mfcore.measures import masks
 from mfcore.measures.masks import IGNORED
 from mfcore.study import tasks as study_tasks
 from mfcore.study.config import TaskOptions
 from mfcore.tasks import segment, segment_decoder
-from mfcore.tasks.protocol import square
 from mfcore.tasks.task import Protocol, TaskError
 
 TASK = TaskOptions("synthetic_nuclei", n_runs=2, n_steps=12, batch_size=6, max_lr=0.02, size_px=16)

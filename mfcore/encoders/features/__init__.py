@@ -31,6 +31,7 @@ from mfcore.encoders.features.files import (
     refuse_widths,
     sides_l0_px,
     width,
+    write_rows,
 )
 from mfcore.store.files import Fingerprints
 from mfcore.store.records import digest
@@ -70,10 +71,7 @@ def fill(
     matched = match(Path(card.identifier), table, placing, tolerance_px)
     with store.replacing(run.path("embeddings.h5")) as aside, h5py.File(aside, "w") as out:
         out.create_dataset("features", data=matched.features)
-        out.create_dataset("coords", data=corners_l0_px).attrs["patch_size"] = placing.size_px
-        out.create_dataset("patch_id", data=table["patch_id"].to_numpy())
-        names = table["slide_id"].astype(str).to_list()
-        out.create_dataset("slide_id", data=names, dtype=h5py.string_dtype())
+        write_rows(out, table, corners_l0_px, {"patch_size": placing.size_px})
         out.attrs["weights"] = "made elsewhere"
     facts = {"n_unused": matched.n_unused, "largest_px": round(matched.largest_px, 3)}
     return run.finish(["embeddings.h5"], weights="", n_patches=len(table), jobs=[], **facts)
@@ -119,7 +117,6 @@ def match(
                 f"{place}: tolerance_px is {tolerance_px:g}; expected 0 to {half:g}, half the side"
                 " of the study's patches in level-0 px"
             )
-    if "x" in rows and "patch_id" not in rows:
         row_of, distances = _by_place(place, rows, table, tolerance_px)
     else:
         row_of, distances = _by_id(place, rows, table), np.zeros(len(table))
@@ -136,35 +133,7 @@ def match(
             f"{place}: several patches of the study are matched by one row of features; give more"
             " exact places, or ids"
         )
-    if "patch_id" in rows:
-        if "file" not in rows and len(rows) != len(table):
-            raise EncoderError(
-                f"{place}: {len(rows):,} rows named by patch_id alone, the study has"
-                f" {len(table):,} patches; a patch_id counts the study's labels, which may have"
-                " changed since: give the column file, too, and on slides x and y"
-            )
-        _check_ids(place, rows.iloc[row_of], table, tolerance_px)
     return Matched(features[row_of], len(rows) - len(row_of), float(distances.max(initial=0)))
-
-
-def _check_ids(place: Path, rows: pd.DataFrame, table: pd.DataFrame, tolerance_px: float) -> None:
-    """Raise EncoderError where a row of a patch's id has another file or place than the patch."""
-    is_other = np.zeros(len(table), bool)
-    if "file" in rows:
-        is_other |= [
-            not _is_same(*files) for files in zip(rows["file"], table["file"], strict=True)
-        ]
-    if "x" in rows:
-        apart = rows[["x", "y"]].to_numpy() - table[CENTRE].to_numpy()
-        is_other |= np.hypot(*apart.T) > tolerance_px
-    if is_other.any():
-        given = rows[is_other].head(3).to_dict("records")
-        expected = table[is_other].reindex(columns=NAMED).head(3).to_dict("records")
-        raise EncoderError(
-            f"{place}: {int(is_other.sum()):,} rows have a patch_id of the study but another file"
-            f" or place, the first: {given}, in the study: {expected}; correct one of the"
-            " columns, or remove the wrong one"
-        )
 
 
 def _is_same(one: str, other: str) -> bool:
@@ -197,17 +166,23 @@ def _as_given(place: Path, given: pd.Series, wanted: pd.Series) -> pd.Series:
     for end, *alike in pairs[(pairs.map(len) > 1).any(axis=1)].itertuples():
         names = " and ".join(max(alike, key=len)[:3])
         raise EncoderError(
-            f"{place}: file {end!r} stands there twice, for {names}; give files by their paths as in"
-            " the study's table"
+            f"{place}: file {end!r} stands there twice, for {names}; give files by their paths as"
+            " in the study's table"
         )
     same = {one: other for (one,), (other,) in pairs.to_numpy() if _is_same(one, other)}
     return bare.map(lambda path: same.get(path, path))
 
 
 def _by_id(place: Path, rows: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
-    """The row of each patch, -1 without one, by ``patch_id`` or by the file's path or name."""
-    key = "patch_id" if "patch_id" in rows else "file"
+    """The row of each patch, -1 without one, by the file's path or else by ``patch_id``."""
+    key = "file" if "file" in rows else "patch_id"
     given, wanted = rows[key], table[key]
+    if key == "patch_id" and len(rows) != len(table):
+        raise EncoderError(
+            f"{place}: {len(rows):,} rows named by patch_id alone, the study has {len(table):,}"
+            " patches; a patch_id counts the study's labels, which may have changed since: give the"
+            " column file, too, and on slides x and y"
+        )
     if key == "file":
         wanted = _as_given(place, given, _origins(table))
     if twice := set(given[given.duplicated()]) & {*table[key], *wanted}:

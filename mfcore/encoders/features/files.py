@@ -4,7 +4,7 @@ As their writers have them: TRIDENT (WSI.extract_tissue_coords, extract_patch_fe
 (save_hdf5), eva (ManifestManager), and an array with a table of the same name.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import h5py
@@ -19,6 +19,17 @@ MAX_NAMED = 10  # patches, lines or files in a message
 SAME_SIDE = 0.05  # share of a patch's side by which features of the same field of view may differ
 IDS = {"patch_id": "a number", "file": "a file's name", "x": "a number", "y": "a number"}
 Block = tuple[pd.DataFrame, np.ndarray]  # a line a row of features float32 (n, n_dims)
+
+
+def write_rows(out: h5py.File, table: pd.DataFrame, corners: np.ndarray, facts: Mapping) -> None:
+    """Write whose the features of an ``embeddings.h5`` are: ``coords, patch_id, slide_id``.
+
+    corners: int (n_patches, 2), level-0 px; facts: their attributes.
+    """
+    out.create_dataset("coords", data=corners).attrs.update(facts)
+    out.create_dataset("patch_id", data=table["patch_id"].to_numpy())
+    names = table["slide_id"].astype(str).to_list()
+    out.create_dataset("slide_id", data=names, dtype=h5py.string_dtype())
 
 
 def refuse(place: Path, problems: list[str], remedy: str) -> None:
@@ -120,7 +131,7 @@ def _lines(file: Path) -> pd.DataFrame:
 def _of_array(file: Path, ids: Path) -> Block:
     rows = _lines(ids)
     rows = rows[[name for name in IDS if name in rows]]
-    if not {"patch_id", "file"} & set(rows):
+    if "file" not in rows and set(rows) != {"patch_id"}:
         raise EncoderError(
             f"{ids}: needs a column patch_id, or file (and x, y on slides), divided by commas"
         )
@@ -149,13 +160,8 @@ def _of_eva(manifest: Path) -> Block:
     if missing := {"origin", "embeddings"} - set(rows):
         raise EncoderError(f"{manifest}: without the columns {sorted(missing)}, which eva writes")
     problems = [
-        f"line {i + 2}: {name} {rows[name][i]!r} {words}"
-        for name, words, is_wrong in (
-            ("origin", "is empty", rows["origin"] == ""),
-            ("embeddings", "is empty", rows["embeddings"] == ""),
-            ("embeddings", "stands on another line too", rows["embeddings"].duplicated()),
-        )
-        for i in np.flatnonzero(is_wrong)
+        f"line {i + 2}: {rows['embeddings'][i]!r} stands on another line too"
+        for i in np.flatnonzero(rows["embeddings"].duplicated())
     ]
     problems += [] if len(rows) else ["no line below the header"]
     refuse(manifest, problems, "lines that can't be used; correct them, or let eva write it anew:")

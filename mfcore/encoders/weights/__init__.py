@@ -84,7 +84,8 @@ def state(card: EncoderCard) -> State:
     gated = "gated, " * card.gated
     if constants.is_offline_mode():
         return State(False, f"{gated}not here, and HF_HUB_OFFLINE is set")
-    gated = "gated, and no token is here; " if card.gated and not get_token() else gated
+    if card.gated and not get_token():
+        gated = "gated, and no token is here; "
     size_gb = 4 * card.n_parameters / 1e9  # float32
     return State(False, f"{gated}fetched at first use, about {size_gb:.2g} GB")
 
@@ -185,42 +186,24 @@ def cached_file(repository: str, files: Sequence[str], revision: str = "") -> Pa
 
 
 def _refusal(error: Exception, repository: str, name: str, revision: str) -> str:
-    """Why ``hf_hub_download`` gave nothing, and what to do."""
+    """Why ``hf_hub_download`` gave nothing, as the hub says it, and what to do."""
     from huggingface_hub import constants, errors
 
     is_wrapped = isinstance(error, errors.LocalEntryNotFoundError)
     cause = (error.__cause__ or error) if is_wrapped else error
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    where = page(repository)
-    login = f"a token ({constants.ENDPOINT}/settings/tokens): `hf auth login`, or set HF_TOKEN"
-    remedies = {
-        errors.HFValidationError: "a repository's name is OWNER/NAME",
-        errors.RepositoryNotFoundError: f"check the name; a private one needs {login}",
-        errors.RevisionNotFoundError: f"its revisions are at {where}/commits/main",
-        errors.GatedRepoError: (
-            f"accept its licence there, and use {login}; "
-            "a fine-grained one must read gated repositories"
-        ),
-    }
-    if type(cause) in remedies:
-        remedy = remedies[type(cause)]
-    elif status in (401, 403):
-        remedy = f"use another token, or none for what isn't gated; {login}"
-    else:
-        remedy = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "wait, then run again"
-        remedy += f"; or {_by_hand(repository, revision)}"
+    where, at = page(repository), f" --revision {revision}" if revision else ""
     reason = " ".join(str(cause).split())[:300]
+    token = f"a token ({constants.ENDPOINT}/settings/tokens) that may read it: `hf auth login`, or"
+    token += " set HF_TOKEN"
+    remedy = f"accept its licence there, and use {token}"
+    if not isinstance(cause, errors.GatedRepoError):
+        remedy = (
+            f"check the name OWNER/NAME and the revision ({where}/commits/main); a private one"
+            f" needs {token}; wait, then run again; or on a machine with network, `hf download"
+            f" {repository}{at}` and copy its cache here (HF_HUB_CACHE says where it is), or put"
+            " weights and card in a folder and name the encoder 'folder:PATH'"
+        )
     return f"{where} didn't give {name} ({type(cause).__name__}: {reason}); {remedy}"
-
-
-def _by_hand(repository: str, revision: str) -> str:
-    """How to bring a repository's files to a machine that can't fetch them."""
-    at = f" --revision {revision}" if revision else ""
-    return (
-        f"on a machine with network, `hf download {repository}{at}` and copy its cache here "
-        "(HF_HUB_CACHE says where it is), "
-        "or put weights and card in a folder and name the encoder 'folder:PATH'"
-    )
 
 
 # ---- files ----

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 def _renamed(state: "Tensors", rules: Sequence[tuple[str, str]]) -> "Tensors":
     """``state`` with each key rewritten by the first rule (pattern, replacement) that fits it."""
-    renamed = {}
-    for key, tensor in state.items():
-        pattern, replacement = next(
-            (rule for rule in rules if re.fullmatch(rule[0], key)), (re.escape(key), key)
-        )
-        renamed[re.sub(pattern, replacement, key)] = tensor
-    return renamed
+
+    def name_of(key: str) -> str:
+        for pattern, replacement in rules:
+            if match := re.fullmatch(pattern, key):
+                return match.expand(replacement)
+        return key
+
+    return {name_of(key): tensor for key, tensor in state.items()}
 
 
 # ---- where in a file ----
@@ -100,13 +101,12 @@ def from_efficientnet_pytorch(state: "Tensors") -> "Tensors":
     ]
     places = [(stage, index) for stage, depth in enumerate(_LITE0_DEPTHS) for index in range(depth)]
     for number, (stage, index) in enumerate(places):
-        theirs, ours = rf"_blocks\.{number}\.", f"blocks.{stage}.{index}."
-        parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
-        if stage == 0:  # doesn't expand, so its names are one step behind
-            parts = {"depthwise": "conv_dw", "project": "conv_pw"}
-        for i, (part, name) in enumerate(parts.items()):
-            rules.append((rf"{theirs}_{part}_conv\.(.*)", rf"{ours}{name}.\1"))
-            rules.append((rf"{theirs}_bn{3 - len(parts) + i}\.(.*)", rf"{ours}bn{i + 1}.\1"))
+        theirs, ours = rf"_blocks\.{number}\._", f"blocks.{stage}.{index}."
+        # the first stage doesn't expand, so that its names are one step behind
+        last = "conv_pwl" if stage else "conv_pw"
+        parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": last}
+        rules += [(rf"{theirs}{part}_conv\.(.*)", rf"{ours}{parts[part]}.\1") for part in parts]
+        rules += [(rf"{theirs}bn{i}\.(.*)", rf"{ours}bn{i + (stage > 0)}.\1") for i in range(3)]
     return _renamed(state, rules)
 
 
@@ -193,6 +193,7 @@ def read_onnx(path: Path, img_size_px: int | None = None) -> "Tensors":
     graph, and where it keeps tensors outside itself: they may name any file of this machine.
     """
     import torch
+    from timm.layers import resample_abs_pos_embed
 
     nodes, constants = _read_graph(path)
     state = {name: tensor for name, tensor in constants.items() if name.startswith(PREFIX)}
@@ -219,11 +220,12 @@ def read_onnx(path: Path, img_size_px: int | None = None) -> "Tensors":
         raise ValueError(
             f"the graph has no vision transformer {PREFIX.rstrip('.')!r} with positions"
         )
-    grid = positions["Reshape"]
+    embedding = torch.cat([positions["Concat"], positions["Reshape"]], dim=1)
     if img_size_px is not None:
-        grid = resized(grid, img_size_px // projection.shape[-1])
+        n_cells = img_size_px // projection.shape[-1]
+        embedding = resample_abs_pos_embed(embedding, [n_cells, n_cells], antialias=False)
     bare = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
-    return {**bare, "embeddings.position_embeddings": torch.cat([positions["Concat"], grid], dim=1)}
+    return {**bare, "embeddings.position_embeddings": embedding}
 
 
 def _read_graph(path: Path) -> tuple[Sequence[Any], "Tensors"]:
@@ -241,18 +243,3 @@ def _read_graph(path: Path) -> tuple[Sequence[Any], "Tensors"]:
     except Exception as error:  # protobuf's own error class, which onnx doesn't hand on
         raise ValueError(f"no ONNX graph with all its weights inside: {error}") from error
     return graph.node, {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def resized(positions: "torch.Tensor", n_cells: int) -> "torch.Tensor":
-    """The position embedding of n x n patches for n_cells x n_cells.
-
-    From (1, n * n, width) to (1, n_cells * n_cells, width).
-    """
-    from torch.nn import functional
-
-    side = round(positions.shape[1] ** 0.5)
-    grid = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, width, n, n)
-    grid = functional.interpolate(
-        grid, size=(n_cells, n_cells), mode="bicubic", align_corners=False
-    )
-    return grid.permute(0, 2, 3, 1).reshape(1, n_cells * n_cells, -1)
