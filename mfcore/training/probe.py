@@ -8,7 +8,7 @@ one takes their mean, and penalises the squared norm where this one penalises th
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +61,7 @@ class LinearProbe:
         In float32 all scores above a logit of 17 would tie. Raises ValueError for features that
         aren't finite.
         """
-        if len(bad := np.flatnonzero(~np.isfinite(features).all(axis=1))):
-            raise ValueError(f"{len(bad)} rows of features aren't finite, the first is {bad[0]}")
+        _refuse_infinite(features, np.arange(len(features)))
         scores = features @ (self.weight[1] - self.weight[0])  # (n,)
         return expit(scores.astype(np.float64) + (self.bias[1] - self.bias[0]))
 
@@ -92,22 +91,26 @@ def fit(
             f"features {features.shape} and labels {labels.shape} don't belong together; expected"
             " (n, n_dims) and (n,)"
         )
-    if set(np.unique(labels if rows is None else labels[rows])) != {0, 1}:
-        raise ValueError("labels must hold both classes, 0 and 1")
-    if cost is not None and not 0 < cost < math.inf:
-        raise ValueError(f"cost is {cost}; it must be positive, or None for n_dims * 2 / 100")
-    cost = features.shape[1] * N_CLASSES / 100 if cost is None else cost
     rows = np.arange(len(features)) if rows is None else rows
+    if set(labels[rows]) != {0, 1}:
+        raise ValueError("labels must hold both classes, 0 and 1")
+    cost = features.shape[1] * N_CLASSES / 100 if cost is None else cost
+    if not 0 < cost < math.inf:
+        raise ValueError(f"cost is {cost}; it must be positive, or None for n_dims * 2 / 100")
     x = features[rows].astype(np.float32, copy=False)  # (n_train, n_dims), a copy
+    _refuse_infinite(x, rows)
     mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)  # (n_dims,)
-    if not np.isfinite(mean).all():
-        bad = rows[~np.isfinite(x).all(axis=1)]
-        raise ValueError(f"{len(bad)} rows of features aren't finite, the first is row {bad[0]}")
     x -= mean
     weight, bias, *facts = solve(x, labels[rows], 0.5 / cost / math.sqrt(2), max_iter)
     both = np.stack([-weight / 2, weight / 2]).astype(np.float32)
     biases = (np.array([-0.5, 0.5]) * (bias - weight @ mean)).astype(np.float32)
     return LinearProbe(both, biases, cost, *facts)
+
+
+def _refuse_infinite(features: np.ndarray, rows: np.ndarray) -> None:
+    """Raise ValueError for features (n, n_dims) that aren't finite, by the numbers of their rows."""
+    if len(bad := rows[~np.isfinite(features).all(axis=1)]):
+        raise ValueError(f"{len(bad)} rows of features aren't finite, the first is row {bad[0]}")
 
 
 def solve(
@@ -190,9 +193,8 @@ class Material:
 
     def predictions(self, unit: splits.Unit, scores: np.ndarray) -> pd.DataFrame:
         """`splits.predictions` of the unit's test patches, from their scores (n_test,)."""
-        return splits.predictions(
-            self.patches, unit, splits.select(self.splits, unit)["test"], scores
-        )
+        tested = splits.select(self.splits, unit)["test"]
+        return splits.predictions(self.patches, unit, tested, scores)
 
 
 def read(embeddings: store.Run, labels: pd.DataFrame, table: pd.DataFrame) -> Material:
@@ -223,15 +225,28 @@ def fit_units(material: Material, run: store.Run, options: Probe) -> store.Run:
     Writes ``predictions.parquet``, ``fits.csv`` and one ``.npz`` (weight, bias) a unit; each unit's
     result is kept when it is done, so that a kill loses one fit.
     """
-    units = splits.units(material.splits)
-    for unit in tqdm(units, desc=f"probe {run.identity['name']}", unit="fit"):
-        if not run.unit_file(unit.name).is_file():
-            _fit_unit(material, run, options, unit)
-    tables = [store.read_parquet(run.unit_file(unit.name)) for unit in units]
-    store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
+
+    def score(unit: splits.Unit) -> np.ndarray:
+        train, begun = material.rows(unit, "train"), time.monotonic()
+        probe = fit(material.features, material.labels, options.cost, options.max_iter, train)
+        facts = {
+            "unit": unit.name,
+            "n_train": len(train),
+            "n_iter": probe.n_iter,
+            "residual": probe.residual,
+            "converged": probe.converged,
+            "objective": probe.objective,
+            "cost": probe.cost,
+            "seconds": round(time.monotonic() - begun, 3),
+        }
+        store.write_json(run.unit_file(unit.name, ".json"), facts)
+        with store.replacing(run.unit_file(unit.name, ".npz")) as aside, aside.open("wb") as out:
+            np.savez(out, weight=probe.weight, bias=probe.bias)
+        return probe.predict(material.features)[material.rows(unit, "test")]
+
+    units = _test_units(material, run, score)
     fits = pd.DataFrame([store.read_json(run.unit_file(unit.name, ".json")) for unit in units])
     store.write_csv(run.path("fits.csv"), fits)
-    n_not_converged = int((~fits["converged"]).sum())
     if n_zero := int((fits["n_iter"] == 0).sum()):
         warnings.warn(
             f"{run.identity['name']}: in {n_zero} of {len(fits)} fits the penalty leaves no weight,"
@@ -239,30 +254,23 @@ def fit_units(material: Material, run: store.Run, options: Probe) -> store.Run:
             " as those of length 1 do; probe.cost, raised, weakens the penalty",
             stacklevel=2,
         )
+    n_not_converged = int((~fits["converged"]).sum())
     files = ["predictions.parquet", "fits.csv"]
     return run.finish(files, n_fits=len(fits), n_not_converged=n_not_converged)
 
 
-def _fit_unit(material: Material, run: store.Run, options: Probe, unit: splits.Unit) -> None:
-    """Fit the probe on one unit, and keep it, how the fit ended, and what it predicts."""
-    train, begun = material.rows(unit, "train"), time.monotonic()
-    probe = fit(material.features, material.labels, options.cost, options.max_iter, train)
-    facts = {
-        "unit": unit.name,
-        "n_train": len(train),
-        "n_iter": probe.n_iter,
-        "residual": probe.residual,
-        "converged": probe.converged,
-        "objective": probe.objective,
-        "cost": probe.cost,
-        "seconds": round(time.monotonic() - begun, 3),
-    }
-    store.write_json(run.unit_file(unit.name, ".json"), facts)
-    with store.replacing(run.unit_file(unit.name, ".npz")) as aside, aside.open("wb") as out:
-        np.savez(out, weight=probe.weight, bias=probe.bias)
-    scores = probe.predict(material.features)[material.rows(unit, "test")]
-    predictions = material.predictions(unit, scores)
-    store.write_parquet(run.unit_file(unit.name), predictions)
+def _test_units(
+    material: Material, run: store.Run, score: Callable[[splits.Unit], np.ndarray]
+) -> list[splits.Unit]:
+    """Write the predictions of every unit from the scores of its test patches, each unit's as it is
+    done; returns the units."""
+    units = splits.units(material.splits)
+    for unit in tqdm(units, desc=f"probe {run.identity['name']}", unit="fit"):
+        if not run.unit_file(unit.name).is_file():
+            store.write_parquet(run.unit_file(unit.name), material.predictions(unit, score(unit)))
+    tables = [store.read_parquet(run.unit_file(unit.name)) for unit in units]
+    store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
+    return units
 
 
 def load_fits(run: store.Run) -> pd.DataFrame:
@@ -273,59 +281,47 @@ def load_fits(run: store.Run) -> pd.DataFrame:
 
 def load_head(run: store.Run, unit: str) -> LinearProbe:
     """The probe that a finished run of `fit_units` fitted on the unit of that name."""
+    fit = store.read_json(run.unit_file(unit, ".json"))
+    facts = (fit[name] for name in ("cost", "objective", "n_iter", "residual"))
     with np.load(run.unit_file(unit, ".npz")) as head:
-        fit = store.read_json(run.unit_file(unit, ".json"))
-        return LinearProbe(
-            head["weight"],
-            head["bias"],
-            fit["cost"],
-            fit["objective"],
-            fit["n_iter"],
-            fit["residual"],
-        )
+        return LinearProbe(head["weight"], head["bias"], *facts)
 
 
 # ---- probes that are not linear ----
 
-
-def _centred(features: np.ndarray, train: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows less the mean of the training rows, each of length 1: SimpleShot's CL2N."""
-    moved = features[rows] - features[train].mean(axis=0)
-    return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+N_NEIGHBOURS = 20
 
 
-def _knn(
-    features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
-) -> np.ndarray:
+def _centred(known: np.ndarray, asked: np.ndarray) -> list[np.ndarray]:
+    """Both less the mean of the known features, each row of length 1: SimpleShot's CL2N."""
+    moved = [features - known.mean(axis=0) for features in (known, asked)]
+    return [each / np.linalg.norm(each, axis=1, keepdims=True).clip(1e-12) for each in moved]
+
+
+def _knn(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
     """Share of class 1 among the 20 nearest training patches, as UNI's evaluation has it (CL2N)."""
-    known = _centred(features, train, train)
-    neighbours = NearestNeighbors(n_neighbors=min(N_NEIGHBOURS, len(train))).fit(known)
-    nearest = neighbours.kneighbors(_centred(features, train, test), return_distance=False)
-    return labels[train][nearest].mean(axis=1)
+    known, asked = _centred(known, asked)
+    neighbours = NearestNeighbors(n_neighbors=min(N_NEIGHBOURS, len(known))).fit(known)
+    return labels[neighbours.kneighbors(asked, return_distance=False)].mean(axis=1)
 
 
-def _simpleshot(
-    features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
-) -> np.ndarray:
+def _simpleshot(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
     """Nearest centroid (Wang et al. 2019, CL2N): 0.5 where both classes' are as far."""
-    known, asked = _centred(features, train, train), _centred(features, train, test)
-    centroids = [known[labels[train] == label].mean(axis=0) for label in (0, 1)]
+    known, asked = _centred(known, asked)
+    centroids = [known[labels == label].mean(axis=0) for label in (0, 1)]
     far = [np.linalg.norm(asked - centroid, axis=1) for centroid in centroids]
     return far[0] / (far[0] + far[1])
 
 
-def _mlp(
-    features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
-) -> np.ndarray:
+def _mlp(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
     """One hidden layer of 128 on standardised features, Adam, 200 epochs at most (scikit-learn)."""
     model = make_pipeline(StandardScaler(), MLPClassifier(128, max_iter=200, random_state=seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(features[train], labels[train])
-    return model.predict_proba(features[test])[:, 1]
+        return model.fit(known, labels).predict_proba(asked)[:, 1]
 
 
-N_NEIGHBOURS = 20
+# Called with the training features and labels, the features to score, and a seed.
 METHODS = {"knn": _knn, "simpleshot": _simpleshot, "mlp": _mlp}
 
 
@@ -336,10 +332,8 @@ def score_by(
     on a unit's training patches.
     """
     train = material.rows(unit, "train")
-    features = np.concatenate([material.features[train], asked])
-    rows = np.arange(len(train)), np.arange(len(train), len(features))
     number = stream_seed(seed, "probe", method, unit.title) % 2**32
-    return METHODS[method](features, material.labels[train], *rows, number)
+    return METHODS[method](material.features[train], material.labels[train], asked, number)
 
 
 def fit_others(material: Material, run: store.Run, method: str, seed: int) -> store.Run:
@@ -347,12 +341,10 @@ def fit_others(material: Material, run: store.Run, method: str, seed: int) -> st
 
     Writes ``predictions.parquet``; a kill loses one fit.
     """
-    units = splits.units(material.splits)
-    for unit in tqdm(units, desc=f"probe {run.identity['name']}", unit="fit"):
-        if not run.unit_file(unit.name).is_file():
-            asked = material.features[material.rows(unit, "test")]
-            scores = score_by(method, material, unit, asked, seed)
-            store.write_parquet(run.unit_file(unit.name), material.predictions(unit, scores))
-    tables = [store.read_parquet(run.unit_file(unit.name)) for unit in units]
-    store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
+
+    def score(unit: splits.Unit) -> np.ndarray:
+        asked = material.features[material.rows(unit, "test")]
+        return score_by(method, material, unit, asked, seed)
+
+    units = _test_units(material, run, score)
     return run.finish(["predictions.parquet"], n_fits=len(units))

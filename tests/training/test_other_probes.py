@@ -13,6 +13,7 @@ RNG = np.random.default_rng(0)
 LABELS = np.arange(120) % 2
 FEATURES = (RNG.standard_normal((120, 8)) + 1.2 * LABELS[:, None]).astype(np.float32)
 TRAIN, TEST = np.arange(80), np.arange(80, 120)
+GIVEN = FEATURES[TRAIN], LABELS[TRAIN], FEATURES[TEST]
 
 
 def cl2n(rows):
@@ -21,24 +22,24 @@ def cl2n(rows):
 
 
 def test_knn_and_simpleshot_are_scikit_learns_on_centred_features_of_length_1():
-    scores = probe.METHODS["knn"](FEATURES, LABELS, TRAIN, TEST, 0)
+    scores = probe.METHODS["knn"](*GIVEN, 0)
     theirs = KNeighborsClassifier(20).fit(cl2n(TRAIN), LABELS[TRAIN]).predict_proba(cl2n(TEST))[:, 1]
     np.testing.assert_allclose(scores, theirs)
     nearest = NearestCentroid().fit(cl2n(TRAIN), LABELS[TRAIN]).predict(cl2n(TEST))
-    np.testing.assert_array_equal(probe.METHODS["simpleshot"](FEATURES, LABELS, TRAIN, TEST, 0) > 0.5, nearest == 1)
+    np.testing.assert_array_equal(probe.METHODS["simpleshot"](*GIVEN, 0) > 0.5, nearest == 1)
 
 
 @pytest.mark.parametrize("method", probe.METHODS)
 def test_every_method_learns_and_gives_probabilities(method):
-    scores = probe.METHODS[method](FEATURES, LABELS, TRAIN, TEST, 0)
+    scores = probe.METHODS[method](*GIVEN, 0)
     assert scores.min() >= 0 and scores.max() <= 1
     assert ((scores > 0.5) == LABELS[TEST]).mean() > 0.85
-    np.testing.assert_array_equal(scores, probe.METHODS[method](FEATURES, LABELS, TRAIN, TEST, 0))
+    np.testing.assert_array_equal(scores, probe.METHODS[method](*GIVEN, 0))
 
 
 def test_few_training_patches_are_enough():
     few = np.array([0, 1, 2])
-    assert np.isfinite(probe.METHODS["knn"](FEATURES, LABELS, few, TEST, 0)).all()
+    assert np.isfinite(probe.METHODS["knn"](FEATURES[few], LABELS[few], FEATURES[TEST], 0)).all()
 
 
 def test_further_probes_are_arms_of_their_own_and_leave_the_linear_one_as_it_is(tmp_path):

@@ -136,7 +136,7 @@ def test_features_that_are_not_finite_have_no_score():
     features, labels = problem(4)
     fitted = probe.fit(features, labels)
     features[3, 2] = np.nan
-    with pytest.raises(ValueError, match="1 rows of features aren't finite, the first is 3"):
+    with pytest.raises(ValueError, match="1 rows of features aren't finite, the first is row 3"):
         fitted.predict(features)
 
 
