@@ -52,55 +52,48 @@ def batches(
     starts = [first + k * batch_size + rank * share for k in range(n_batches)]
     pool = ThreadPoolExecutor(n_workers, "patches")
 
-    def windows() -> Iterator[_Window]:
+    def windows() -> Iterator[_Window | None]:
         at, n = 0, max(1, min(most, FIRST_PATCHES // share))
         while at < n_batches:
             numbers = [start + i for start in starts[at : at + n] for i in range(share)]
             yield _Window(source, pool, numbers)
             at, n = at + n, min(4 * n, most)
+        yield None
 
     try:
-        ahead = windows()
-        window = next(ahead, None)
-        while window is not None:
-            following = next(ahead, None)  # is read while this one is learnt from
-            yield from window.batches(share)
-            window = following
+        for window, _ in itertools.pairwise(windows()):  # the next is read meanwhile
+            for done in window.done:
+                done.result()
+            for at in range(0, len(window.drawn), share):
+                part = slice(at, at + share)
+                yield Batch(window.images[part], source.table_of(window.drawn[part]))
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 class _Window:
-    """Patches that are read together; reading begins at once."""
+    """Patches that are read together; reading begins at once, and is over when all is ``done``."""
 
     def __init__(self, source: Source, pool: ThreadPoolExecutor, numbers: list[int]):
-        self._source, size_px = source, source.settings.size_px
-        self._candidates = [source.candidates(number) for number in numbers]
-        self._drawn = [next(candidates) for candidates in self._candidates]
-        self._images = np.empty((len(numbers), size_px, size_px, 3), np.uint8)
-        self._done: list[Future[None]] = []
+        self.source, size_px = source, source.settings.size_px
+        self.candidates = [source.candidates(number) for number in numbers]
+        self.drawn = [next(candidates) for candidates in self.candidates]
+        self.images = np.empty((len(numbers), size_px, size_px, 3), np.uint8)
+        self.done: list[Future[None]] = []
         ordered = sorted(range(len(numbers)), key=self._order)
-        for _, group in itertools.groupby(ordered, key=lambda i: self._drawn[i].slide):
+        for _, group in itertools.groupby(ordered, key=lambda i: self.drawn[i].slide):
             places = list(group)
             for at in range(0, len(places), TASK_PATCHES):
-                self._done.append(pool.submit(self._read, places[at : at + TASK_PATCHES]))
-
-    def batches(self, share: int) -> Iterator[Batch]:
-        """The batches, once all patches are read."""
-        for done in self._done:
-            done.result()
-        for at in range(0, len(self._drawn), share):
-            part = slice(at, at + share)
-            yield Batch(self._images[part], self._source.table_of(self._drawn[part]))
+                self.done.append(pool.submit(self._read, places[at : at + TASK_PATCHES]))
 
     def _order(self, i: int) -> tuple:
         """What sorts patches as they are read fastest."""
-        drawn = self._drawn[i]
+        drawn = self.drawn[i]
         band = math.floor(drawn.y_l0_px / (BAND_L0_PX * drawn.um_per_px))
         return drawn.slide, drawn.um_per_px, band, drawn.x_l0_px
 
     def _read(self, part: list[int]) -> None:
         """Read places of one slide; where a place fails, the patch's next candidate, anywhere."""
         for i in part:
-            candidates = itertools.chain([self._drawn[i]], self._candidates[i])
-            self._drawn[i] = self._source.read_one(candidates, self._images[i])
+            candidates = itertools.chain([self.drawn[i]], self.candidates[i])
+            self.drawn[i] = self.source.read_one(candidates, self.images[i])

@@ -1,10 +1,9 @@
-"""Slides to draw patches from: the list of slides, and slides kept open."""
+"""Slides to draw patches from: the list of slides, and how one is opened."""
 
-import contextlib
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +12,6 @@ from mfcore.data.slides.openslide import NO_VOLUME, series_of
 from mfcore.data.slides.slide import Memory, Slide, SlideError, open_slide
 from mfcore.streams import stream_seed
 
-MAX_OPEN = 128
-MEMORY_BYTES = 256 << 20  # of decoded tiles
 OPENSLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
 SUFFIXES = (*OPENSLIDES, ".dcm", ".png")
 
@@ -46,12 +43,7 @@ def slides_listed(
     """
     rows = table.drop_duplicates("slide_id").sort_values("slide_id").itertuples()
     return [
-        SlideFile(
-            str(row.slide_id),
-            str(Path(folder) / row.file),
-            um_per_px_of(row.scanner),
-            str(row.scanner),
-        )
+        SlideFile(str(row.slide_id), f"{folder}/{row.file}", um_per_px_of(row.scanner), row.scanner)
         for row in rows
     ]
 
@@ -68,10 +60,8 @@ def slides_in(place: str | Path, um_per_px: float | None = None) -> list[SlideFi
         raise PatchingError(
             f"{place}: there is no such folder; a relative path starts in the data folder"
         )
-    if place.is_file():
-        folder, files = place.parent, [str(place)]
-    else:
-        folder, files = place, _files_below(place)
+    folder = place.parent if place.is_file() else place
+    files = [str(place)] if place.is_file() else _files_below(place)
     first: dict[str, str] = {}  # file of each series; any other file is a slide by itself
     for file in sorted(files):
         if not file.lower().endswith(SUFFIXES) or Path(file).name.startswith("."):
@@ -110,68 +100,23 @@ def share_of(slides: Iterable[SlideFile], fraction: float, seed: int) -> list[Sl
 
     A smaller share's slides are among a larger share's slides.
     """
-
-    def place(file: SlideFile) -> tuple[int, str]:
-        return stream_seed(seed, "share of slides", file.slide_id), file.slide_id
-
-    ordered = sorted(slides, key=place)
+    ordered = sorted(slides, key=lambda file: stream_seed(seed, "share of slides", file.slide_id))
     return ordered[: max(1, round(fraction * len(ordered)))]
 
 
-@dataclass
-class _Entry:
-    """One slide: opened by its first user; closed when it has no users and others are opened."""
+def opened(file: SlideFile, memory: Memory) -> Slide:
+    """A slide, whose decoded tiles are in ``memory``; closed when nobody has it any more.
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    slide: Slide | None = None
-    n_users: int = 0
-
-
-class OpenSlides:
-    """At most MAX_OPEN slides open at once, plus slides in use; safe for threads.
-
-    Decoded tiles of all slides share MEMORY_BYTES.
+    Raises SlideError where it can't be opened.
     """
-
-    def __init__(self):
-        self._memory = Memory(MEMORY_BYTES)
-        self._lock = threading.Lock()
-        self._entries: dict[SlideFile, _Entry] = {}  # the one that was used last comes last
-
-    @contextlib.contextmanager
-    def use(self, file: SlideFile) -> Iterator[Slide]:
-        """The slide, open while it is used; raises SlideError where it can't be opened."""
-        with self._lock:
-            entry = self._entries[file] = self._entries.pop(file, None) or _Entry()
-            entry.n_users += 1
-        try:
-            with entry.lock:
-                entry.slide = entry.slide or self._open(file)
-            yield entry.slide
-        finally:
-            with self._lock:
-                entry.n_users -= 1
-                self._close(len(self._entries) - MAX_OPEN)
-
-    def close(self) -> None:
-        """Close all slides that nobody uses."""
-        with self._lock:
-            self._close(len(self._entries))
-
-    def _close(self, n: int) -> None:
-        """Close up to ``n`` slides without users, those first that were used longest ago."""
-        idle = [file for file, entry in self._entries.items() if not entry.n_users] if n > 0 else []
-        for file in idle[:n]:
-            if (slide := self._entries.pop(file).slide) is not None:
-                slide.close()
-
-    def _open(self, file: SlideFile) -> Slide:
-        try:
-            return open_slide(
-                file.path, file.um_per_px, self._memory, with_reduced=True, scanner=file.scanner
-            )
-        except SlideError:
-            raise
-        except Exception as error:  # whatever a damaged header leads a reader to
-            reason = f"{type(error).__name__}: {error}"
-            raise SlideError(f"{file.path}: can't be opened ({reason})") from error
+    try:
+        slide = open_slide(
+            file.path, file.um_per_px, memory, with_reduced=True, scanner=file.scanner
+        )
+    except SlideError:
+        raise
+    except Exception as error:  # whatever a damaged header leads a reader to
+        reason = f"{type(error).__name__}: {error}"
+        raise SlideError(f"{file.path}: can't be opened ({reason})") from error
+    weakref.finalize(slide, slide.reader.close)
+    return slide

@@ -25,10 +25,10 @@ import dataclasses
 import functools
 import itertools
 import logging
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,18 +39,17 @@ from tqdm.auto import tqdm
 from mfcore import store
 from mfcore.data.slides import tissue
 from mfcore.data.slides.reader import Window
-from mfcore.data.slides.slide import Slide, SlideError
+from mfcore.data.slides.slide import Memory, Slide, SlideError
 from mfcore.data.slides.tissue import MAX_ENLARGED, Look, Places, level_of, places_at
 from mfcore.pretraining.method import OnlinePatches
-from mfcore.pretraining.slides import OpenSlides, PatchingError, SlideFile, share_of
+from mfcore.pretraining.slides import PatchingError, SlideFile, opened, share_of
 from mfcore.store.records import digest
 from mfcore.streams import generator
 
+MAX_OPEN = 128  # slides, besides those in use
+MEMORY_BYTES = 256 << 20  # of decoded tiles
 GRID = 1e-3  # px of a level: a patch that is so near to whole px is cut from the level's grid
 MAX_FAILED = 1000  # places for one patch, one after another, that can't be read
-
-# Of a Look, its bits aside.
-KEPT = ("n_columns", "cell_l0_px", "um_per_px", "size_px", "downsamples")
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +99,14 @@ class Source:
             raise PatchingError("there are no slides to draw patches from")
         self.settings, self.seed, self.kept = settings, seed, kept
         self.failures: dict[str, str] = {}
-        # Places by resolution, of slides that were looked at.
-        self._known: list[dict[float, Places] | None] = [None] * len(self.slides)
+        # By slide that was looked at, its places by resolution; none for a slide left out.
+        self._known: dict[int, dict[float, Places]] = {}
         self._areas: dict[float, np.ndarray] = {}
-        self.open = OpenSlides()
-        self._locks = [threading.Lock() for _ in self.slides]
+        self.open = functools.lru_cache(MAX_OPEN)(partial(opened, memory=Memory(MEMORY_BYTES)))
 
     def close(self) -> None:
         """Close the slides; they open again where they are needed."""
-        self.open.close()
+        self.open.cache_clear()
 
     def without_repeats(self) -> "Source":
         """The stream in which every patch is new (``n_distinct`` None), of the same open slides."""
@@ -138,13 +136,8 @@ class Source:
         """
         for drawn in itertools.islice(candidates, MAX_FAILED):
             try:
-                with self.open.use(self.slides[drawn.slide]) as slide:
-                    if (window := self._cut(slide, drawn)) is not None:
-                        out[:] = slide.reader.region(window)
-                    else:
-                        place = drawn.x_l0_px, drawn.y_l0_px
-                        out[:] = slide.read(*place, self.settings.size_px, drawn.um_per_px)
-                    return drawn
+                out[:] = self._px(self.open(self.slides[drawn.slide]), drawn)
+                return drawn
             except (SlideError, OSError) as error:
                 last, so = str(error), "has px that can't be read, drawn anew elsewhere"
                 self._fail(self.slides[drawn.slide].slide_id, last, so)
@@ -153,17 +146,17 @@ class Source:
             f"whether slides are whole; the last: {last}"
         )
 
-    def _cut(self, slide: Slide, drawn: Drawn) -> Window | None:
-        """The window of a level that has the patch's resolution; None for none on its grid."""
-        match = level_of(slide.reader.downsamples, drawn.um_per_px / slide.um_per_px)
-        if match is None:
-            return None
-        level, downsample = match
+    def _px(self, slide: Slide, drawn: Drawn) -> np.ndarray:
+        """A patch's px: as a level on whose grid it lies has them, else resampled."""
         size_px, centre = self.settings.size_px, (drawn.x_l0_px, drawn.y_l0_px)
-        corner = [round(at / downsample - size_px / 2) for at in centre]
-        aside = [slide.reader.corner_l0_px(at, level) - at * downsample for at in corner]
-        is_on_grid = max(map(abs, aside)) < GRID * downsample
-        return Window(level, *corner, size_px, size_px) if is_on_grid else None
+        match = level_of(slide.reader.downsamples, drawn.um_per_px / slide.um_per_px)
+        if match is not None:
+            level, downsample = match
+            corner = [round(at / downsample - size_px / 2) for at in centre]
+            aside = [slide.reader.corner_l0_px(at, level) - at * downsample for at in corner]
+            if max(map(abs, aside)) < GRID * downsample:
+                return slide.reader.region(Window(level, *corner, size_px, size_px))
+        return slide.read(*centre, size_px, drawn.um_per_px)
 
     # ---- places ----
 
@@ -187,7 +180,8 @@ class Source:
             else:
                 slide = int(rng.integers(len(self.slides)))
             if (places := self.places(slide, um_per_px)) is None:
-                if all(known is not None and um_per_px not in known for known in self._known):
+                seen = (self._known.get(i, (um_per_px,)) for i in range(len(self.slides)))
+                if not any(um_per_px in resolutions for resolutions in seen):
                     raise self._none_left(um_per_px)
                 continue
             place = places.propose(rng)
@@ -224,19 +218,17 @@ class Source:
 
         Looks at the slide if that isn't done yet.
         """
-        with self._locks[slide]:
-            known = self._known[slide]
-            if known is None:
-                known = self._known[slide] = self._look(self.slides[slide])
-        return known.get(um_per_px)
+        if slide not in self._known:
+            self._known[slide] = self._look(self.slides[slide])
+        return self._known[slide].get(um_per_px)
 
     def survey(self, n_workers: int = 1) -> "Source":
         """Look at a thumbnail of every slide; raises PatchingError where no slide has tissue."""
-        unseen = [i for i, known in enumerate(self._known) if known is None]
+        unseen = [i for i in range(len(self.slides)) if i not in self._known]
         with ThreadPoolExecutor(n_workers) as pool:
             looks = pool.map(lambda i: self.places(i, self.settings.um_per_px[0]), unseen)
             list(tqdm(looks, "tissue masks", len(unseen), unit="slide", leave=False))
-        if not any(self._known):
+        if not any(self._known.values()):
             raise self._none_left()
         return self
 
@@ -244,7 +236,7 @@ class Source:
         """Find a slide's tissue; returns by resolution where patches may lie."""
         settings, asked = self.settings, dict.fromkeys(self.settings.um_per_px)
         try:
-            look = self._see(file)
+            look = self._kept_or_new(file)
         except (SlideError, OSError, tissue.TissueError, MemoryError) as error:
             self._fail(file.slide_id, f"{error}", "is left out")  # a header may say terabytes
             return {}
@@ -261,14 +253,14 @@ class Source:
             self._fail(file.slide_id, reason, so)
         return known
 
-    def _see(self, file: SlideFile) -> Look:
+    def _kept_or_new(self, file: SlideFile) -> Look:
         """The look at a slide, as it was kept; else a new one, which is then kept."""
         kept = self.kept and self.kept / f"{digest(file.slide_id)}.npz"
         if kept and kept.is_file():
             with np.load(kept) as content:
-                return Look(content["bits"], *(content[name].tolist() for name in KEPT))
-        with self.open.use(file) as slide:
-            look = tissue.look_at(slide)
+                bits, *facts = content.values()
+                return Look(bits, *(fact.tolist() for fact in facts))
+        look = tissue.look_at(self.open(file))
         if kept:
             with store.replacing(kept) as aside, aside.open("wb") as content:
                 np.savez_compressed(content, **vars(look))
@@ -292,37 +284,38 @@ class Source:
         return table.assign(slide_id=[self.slides[one.slide].slide_id for one in drawn])
 
     def thumbnail(self, slide_id: str) -> tuple[np.ndarray, np.ndarray, float]:
-        """A slide's thumbnail, uint8 (H, W, 3), its tissue, bool (H, W), and the um/px of both."""
-        file = next(file for file in self.slides if file.slide_id == slide_id)
-        look = self._see(file)
+        """The thumbnail of a slide with tissue, uint8 (H, W, 3), its tissue, bool (H, W), and the
+        um/px of both."""
+        slide = [file.slide_id for file in self.slides].index(slide_id)
+        look = self._look_of(slide)
         cell_um = look.cell_l0_px * look.um_per_px
-        with self.open.use(file) as slide:
-            return tissue.thumbnail_of(slide, cell_um), look.cells, cell_um
+        return tissue.thumbnail_of(self.open(self.slides[slide]), cell_um), look.cells, cell_um
+
+    def _look_of(self, slide: int) -> Look | None:
+        """The look at a slide that is drawn from; None for a slide that was left out."""
+        self.places(slide, self.settings.um_per_px[0])
+        return next((places.look for places in self._known[slide].values()), None)
 
     def overview(self) -> pd.DataFrame:
-        """A row a slide: slide_id, file, tissue_mm2, tissue_share, draw_share, bytes, failure.
+        """A row a slide: slide_id, tissue_mm2, tissue_share, draw_share, failure.
 
         tissue_share: of the slide's area. draw_share: of all draws, to within the cells of the
-        mask at the border of where centres may lie. bytes: memory for the slide. failure: "" for
-        none.
+        mask at the border of where centres may lie. failure: "" for none.
         """
         weights = np.array([self._area_um2(um_per_px) for um_per_px in self.settings.um_per_px])
         if self.settings.uniform_over == "slides":
-            weights = (weights > 0).astype(float)  # (n_um, n_slides)
-        shares = (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).mean(axis=0)
+            weights = weights > 0  # (n_um, n_slides)
+        shares = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
         rows = []
-        for file, known, share in zip(self.slides, self._known, shares, strict=True):
-            row = {"slide_id": file.slide_id, "file": Path(file.path).name}
-            tissue_mm2, tissue_share, n_bytes = 0.0, 0.0, 0
-            if known:
-                look = next(iter(known.values())).look
+        for slide, file in enumerate(self.slides):
+            tissue_mm2, tissue_share = 0.0, 0.0
+            if look := self._look_of(slide):
                 tissue_share = look.cells.mean()
-                tissue_mm2 = int(look.cells.sum()) * (look.cell_l0_px * look.um_per_px / 1000) ** 2
-                places = [array for each in known.values() for array in (each.starts, each.ends)]
-                n_bytes = sum(array.nbytes for array in [look.bits, *places])
-            row |= {"tissue_mm2": tissue_mm2, "tissue_share": tissue_share, "draw_share": share}
-            rows.append(row | {"bytes": n_bytes, "failure": self.failures.get(file.slide_id, "")})
-        return pd.DataFrame(rows)
+                tissue_mm2 = look.cells.sum() * (look.cell_l0_px * look.um_per_px / 1000) ** 2
+            failure = self.failures.get(file.slide_id, "")
+            rows.append((file.slide_id, tissue_mm2, tissue_share, shares[:, slide].mean(), failure))
+        columns = ["slide_id", "tissue_mm2", "tissue_share", "draw_share", "failure"]
+        return pd.DataFrame(rows, columns=columns)
 
     # ---- failures ----
 
@@ -334,8 +327,10 @@ class Source:
     @property
     def left_out(self) -> dict[str, str]:
         """The `failures` of slides from which no patch is drawn, among the slides looked at."""
-        pairs = zip(self.slides, self._known, strict=True)
-        return {file.slide_id: self.failures[file.slide_id] for file, known in pairs if known == {}}
+        slide_ids = [
+            file.slide_id for i, file in enumerate(self.slides) if self._known.get(i) == {}
+        ]
+        return {slide_id: self.failures[slide_id] for slide_id in slide_ids}
 
     def _none_left(self, um_per_px: float | None = None) -> PatchingError:
         at = "" if um_per_px is None else f" at {um_per_px:g} um/px"

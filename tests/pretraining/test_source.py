@@ -17,10 +17,11 @@ from scipy import stats
 from mfcore.analysis.encoders import pretraining_run
 from mfcore.data.slides import tissue
 from mfcore.data.slides.slide import open_slide
+from mfcore.data.slides.tiff import TiffReader
 from mfcore.data.synthetic.slides import write_pyramid
-from mfcore.pretraining import feed, slides as pretraining_slides, source as stream
+from mfcore.pretraining import feed, source as stream
 from mfcore.pretraining.feed import batches
-from mfcore.pretraining.slides import OpenSlides, PatchingError, SlideFile
+from mfcore.pretraining.slides import PatchingError, SlideFile
 from mfcore.pretraining.source import Source
 from mfcore.study import arms as study_arms
 from mfcore.study.config import Data, OnlinePatches, Pretraining, Settings
@@ -245,9 +246,9 @@ def test_a_resolution_between_levels_is_decoded_smaller(tmp_path):
     image = textured(BOXES["a"])
     write_pyramid(tmp_path / "a.tif", image, 0.25, n_levels=1)
     source = Source(files(tmp_path, "a"), OnlinePatches(48, (0.5, 1.0), 0.4), 0)
-    with source.open.use(source.slides[0]) as slide:
-        assert tuple(slide.reader.downsamples) == (1, 2, 4, 8)
-        assert slide.reader.level_sizes_px[1:] == ((512, 384), (256, 192), (128, 96))
+    slide = source.open(source.slides[0])
+    assert tuple(slide.reader.downsamples) == (1, 2, 4, 8)
+    assert slide.reader.level_sizes_px[1:] == ((512, 384), (256, 192), (128, 96))
     whole = tifffile.imread(tmp_path / "a.tif").astype(float)
     for i in range(20):
         patch = source.read(i)
@@ -368,30 +369,32 @@ def test_what_a_slide_lacks_is_said_with_what_to_change(folder):
 def test_open_slides_are_bounded(folder, monkeypatch):
     """Two stay open of three, whichever are read; px are the same."""
     settings = OnlinePatches(48, (0.25,), 0.4)
-    many, two = Source(files(folder), settings, 0), Source(files(folder), settings, 0)
-    whole = list(batches(many, 0, 4, 16))
-    monkeypatch.setattr(pretraining_slides, "MAX_OPEN", 2)
-    for batch, other in zip(whole, batches(two, 0, 4, 16, n_workers=2), strict=True):
+    many = Source(files(folder), settings, 0)
+    monkeypatch.setattr(stream, "MAX_OPEN", 2)
+    two = Source(files(folder), settings, 0)
+    for batch, other in zip(batches(many, 0, 4, 16), batches(two, 0, 4, 16, n_workers=2), strict=True):
         np.testing.assert_array_equal(batch.images, other.images)
-    assert len(two.open._entries) <= 2 and len(many.open._entries) == 3
+    assert two.open.cache_info().currsize <= 2 and many.open.cache_info().currsize == 3
     many.close()
     two.close()
-    assert not many.open._entries and not two.open._entries
+    assert not many.open.cache_info().currsize and not two.open.cache_info().currsize
     np.testing.assert_array_equal(many.read(0).image, two.read(0).image)
 
 
 def test_a_slide_in_use_is_not_closed(folder, monkeypatch):
-    """However many others are opened meanwhile."""
-    monkeypatch.setattr(pretraining_slides, "MAX_OPEN", 1)
-    opened = OpenSlides()
+    """However many others are opened meanwhile; a slide that nobody uses is."""
+    monkeypatch.setattr(stream, "MAX_OPEN", 1)
+    closed, source = [], Source(files(folder), SETTINGS, 0)
+    close = TiffReader.close
+    monkeypatch.setattr(TiffReader, "close", lambda reader: (closed.append(reader), close(reader)))
     a, b, c = files(folder)
-    with opened.use(a) as slide:
-        for other in (b, c):
-            with opened.use(other):
-                pass
-        assert a in opened._entries and slide.read(100, 100, 8).shape == (8, 8, 3)
-        assert b not in opened._entries
-    opened.close()
+    slide = source.open(a)
+    second = source.open(b).reader
+    source.open(c)
+    assert closed == [second] and slide.read(100, 100, 8).shape == (8, 8, 3)
+    first = slide.reader
+    del slide
+    assert closed == [second, first]
 
 
 def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
@@ -448,8 +451,6 @@ def test_what_is_said_of_a_folder_without_um_per_px_mends_it(tmp_path):
 
 def test_a_tile_is_decoded_once_for_all_its_patches(folder, monkeypatch):
     """Of a window, and of the next: 64 patches from a slide of few tiles."""
-    from mfcore.data.slides.tiff import TiffReader
-
     decode, keys = TiffReader.decode, []
     monkeypatch.setattr(TiffReader, "decode", lambda reader, key: keys.append(key) or decode(reader, key))
     source = Source(files(folder, "a"), OnlinePatches(48, (0.25,), 0.4), 0).survey()

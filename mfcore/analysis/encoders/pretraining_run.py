@@ -62,7 +62,6 @@ def slides(study: Study, source) -> Exhibit:
         f"{len(table)} slides {(table['failure'] != '').sum()} failed, in part or as a whole; "
         f"{table['tissue_mm2'].sum():.3g} mm² are tissue."
     )
-    table = table.drop(columns="file")
     return Exhibit("07_online_slides", title, caption, table, None, SECTION)
 
 
