@@ -36,6 +36,18 @@ def create(architecture: str, arguments: Any, **more: Any) -> Any:
     return timm.create_model(architecture, num_classes=0, **resolved, **more)
 
 
+def takes(name: str, arguments: Any) -> bool:
+    """Whether timm's architecture knows all arguments; convolutional networks know no size."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            create(name, arguments)
+    except TypeError:
+        return False
+    return True
+
+
 def check_name(architecture: str) -> None:
     """Raise EncoderError, with the nearest name, for an architecture that timm doesn't have."""
     import timm

@@ -5,12 +5,12 @@ authors took a ResNet50 (Caron et al. 2021, section 4); DINOv2 needs the tokens 
 teacher's network, without its head, becomes an encoder: a folder with ``card.json`` and weights.
 """
 
+import collections
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional
@@ -19,9 +19,9 @@ from mfcore import encoders, store, streams as rng
 from mfcore.data.options import Patches
 from mfcore.encoders import EncoderError, architecture
 from mfcore.encoders.card import EncoderCard
-from mfcore.encoders.readout import READOUTS
 from mfcore.pretraining import objective
 from mfcore.pretraining.method import Pretraining, method_of
+from mfcore.training import adapt
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What timm raises for arguments or images.
@@ -35,14 +35,18 @@ def is_vit(encoder: nn.Module) -> bool:
     return isinstance(encoder, timm.models.VisionTransformer)
 
 
-def readout(encoder: nn.Module) -> str:
-    """The readout in a network's card: a ViT's class token, any other network's pooled features."""
-    return "class" if is_vit(encoder) else "pooled"
-
-
 def embed(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Embeddings (n, D) of images (n, 3, side, side), as the exported encoder gives them."""
     return encoder.forward_head(encoder.forward_features(images), pre_logits=True)
+
+
+def of_tokens(
+    network: "Student | Teacher", features: torch.Tensor, masked: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Logits (N, K) of the N tokens ``masked``, bool (n, n_tokens), in a ViT's features."""
+    if masked is None:
+        return None
+    return network.head(features[:, network.encoder.num_prefix_tokens :][masked])
 
 
 class Head(nn.Module):
@@ -106,26 +110,23 @@ class Student(nn.Module):
         (n_local, B, 3, l, l), maybe none; masked: bool (2 * B, n_tokens) of the global crops' patch
         tokens, in the order of the crops, or None: then the third is None.
         """
-        n_images = global_crops.shape[1]
-        images, of_masked = global_crops.flatten(0, 1), None
-        if masked is None:
-            seen = embed(self.encoder, images)  # (2 * B, D)
-        else:
-            tokens = self._tokens(images, masked)  # (2 * B, prefix + n_tokens, D)
-            seen = tokens[:, 0]
-            of_masked = self.head(tokens[:, self.encoder.num_prefix_tokens :][masked])  # (N, K)
+        images = global_crops.flatten(0, 1)
+        features = self._features(images, masked)
+        of_masked = of_tokens(self, features, masked)  # (N, K)
+        seen = self.encoder.forward_head(features, pre_logits=True)  # (2 * B, D)
         every = seen
         if len(local_crops):
             every = torch.cat([seen, embed(self.encoder, local_crops.flatten(0, 1))])
-        logits = self.head(every).unflatten(0, (-1, n_images))  # (C, B, K)
-        return logits, seen.unflatten(0, (2, n_images)), of_masked
+        logits = self.head(every).unflatten(0, (-1, global_crops.shape[1]))  # (C, B, K)
+        return logits, seen.unflatten(0, (2, -1)), of_masked
 
-    def _tokens(self, images: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """All tokens (n, prefix + n_tokens, D) of images (n, 3, side, side).
-
-        The tokens ``masked`` (n, n_tokens) are replaced by the mask token.
+    def _features(self, images: torch.Tensor, masked: torch.Tensor | None) -> torch.Tensor:
+        """The encoder's features of images (n, 3, side, side); of a ViT all tokens (n, prefix +
+        n_tokens, D), the tokens ``masked`` (n, n_tokens) replaced by the mask token.
         """
         vit = self.encoder
+        if masked is None:
+            return vit.forward_features(images)
         patches = vit.patch_embed(images)  # (n, rows, columns, D)
         token = self.mask_token[:, None].to(patches.dtype)
         patches = torch.where(masked.view(*patches.shape[:3], 1), token, patches)
@@ -160,13 +161,9 @@ class Teacher(nn.Module):
 
         The second are (N, K): of the tokens that are masked for the student.
         """
-        # Of a ViT: (2 * B, prefix + n_tokens, D).
         features = self.encoder.forward_features(global_crops.flatten(0, 1))
         logits = self.head(self.encoder.forward_head(features, pre_logits=True))
-        of_masked = None
-        if masked is not None:
-            of_masked = self.head(features[:, self.encoder.num_prefix_tokens :][masked])
-        return logits.unflatten(0, (2, -1)), of_masked
+        return logits.unflatten(0, (2, -1)), of_tokens(self, features, masked)
 
     @torch.no_grad()
     def follow(self, student: Student, momentum: float) -> None:
@@ -198,13 +195,22 @@ def build(settings: Pretraining, start: EncoderCard | None = None) -> Networks:
     EncoderError where timm has no such network, where the network can't take the crops or the
     method, and where the start's weights don't fit.
     """
-    method, arguments = method_of(settings), _arguments(settings, start)
+    method = method_of(settings)
     has_masks = settings.ibot_weight > 0 and settings.mask_probability > 0
     seed = rng.stream_seed(settings.seed, "pretraining", "start")
     with architecture.seeded(seed, settings.architecture):
-        both = [_encoder(settings, arguments, rate) for rate in (settings.drop_path, 0.0)]
-        _refuse_unusable(both[0], settings)
-        n_dims = READOUTS[readout(both[0])].width(both[0])
+        try:
+            arguments = _arguments(settings, start)
+            both = [_encoder(settings, arguments, rate) for rate in (settings.drop_path, 0.0)]
+            n_dims = _tried(both[0], settings)
+        except UNUSABLE as error:
+            raise EncoderError(
+                f"pretraining[{settings.name}]: {settings.architecture} can't be pretrained with "
+                f"arguments {json.dumps(settings.arguments)} on crops of "
+                f"{settings.crops.global_px} and {settings.crops.local_px} px: "
+                f"{' '.join(str(error).split())[:300]}; name one of timm's ViTs in architecture, "
+                "and what it takes in arguments"
+            ) from error
         sizes = n_dims, settings.n_prototypes, settings.head_hidden, settings.head_bottleneck
         student = Student(both[0], Head(*sizes), has_masks)
         teacher = Teacher(both[1], Head(*sizes))
@@ -228,47 +234,26 @@ def _arguments(settings: Pretraining, start: EncoderCard | None) -> dict[str, An
     """
     arguments = {**(start.arguments if start else {}), **settings.arguments}
     sized = {**arguments, "img_size": settings.crops.global_px}
-    if _takes(settings, {**sized, "dynamic_img_size": True}):
-        arguments = sized
-    layer_scale = method_of(settings).layer_scale
-    scaled = {"init_values": layer_scale, **arguments}
-    has_scale = start is None and layer_scale is not None
-    return scaled if has_scale and _takes(settings, scaled) else arguments
-
-
-def _takes(settings: Pretraining, arguments: dict[str, Any]) -> bool:
-    """Whether the architecture knows all arguments; only ViTs know sizes and LayerScale."""
-    try:
-        with torch.device("meta"):
-            architecture.create(settings.architecture, arguments)
-    except TypeError:
-        return False
-    except UNUSABLE:  # `_encoder` says it
-        pass
-    return True
+    if not architecture.takes(settings.architecture, {**sized, "dynamic_img_size": True}):
+        return arguments
+    layer_scale = None if start else method_of(settings).layer_scale
+    return sized if layer_scale is None else {"init_values": layer_scale, **sized}
 
 
 def _encoder(settings: Pretraining, arguments: dict[str, Any], drop_path: float) -> nn.Module:
-    """timm's network; raises EncoderError where it can't be built, or can't learn by the method."""
+    """timm's network; raises ValueError where it can't learn by the method."""
     import timm
 
-    place, method = _place(settings), method_of(settings)
+    method = method_of(settings)
     more = {"dynamic_img_size": True} if "img_size" in arguments else {}
-    try:
-        encoder = architecture.create(
-            settings.architecture, {**arguments, "drop_path_rate": drop_path, **more}
-        )
-    except UNUSABLE as error:
-        raise EncoderError(
-            f"{place} can't be built with arguments {json.dumps(settings.arguments)}: {error}; "
-            "name one of timm's ViTs in architecture, and what it takes in arguments"
-        ) from error
+    encoder = architecture.create(
+        settings.architecture, {**arguments, "drop_path_rate": drop_path, **more}
+    )
     if not is_vit(encoder):
         if method.needs_tokens or settings.ibot_weight > 0 or settings.layer_decay < 1:
-            raise EncoderError(
-                f"{place} is no ViT, whose tokens and blocks {method.title}, ibot_weight and "
-                "layer_decay are for; name one of timm's ViTs in architecture, or pretrain by "
-                "method: dino with its own defaults"
+            raise ValueError(
+                f"it is no ViT, whose tokens and blocks {method.title}, ibot_weight and "
+                "layer_decay are for"
             )
     elif drop_path and method.even_drop_path:
         for block in encoder.blocks:
@@ -276,32 +261,19 @@ def _encoder(settings: Pretraining, arguments: dict[str, Any], drop_path: float)
     return encoder
 
 
-def _refuse_unusable(encoder: nn.Module, settings: Pretraining) -> None:
-    """Raise EncoderError where a network can't take the crops, or pools them otherwise."""
-    place, crops = _place(settings), settings.crops
+@torch.no_grad()
+def _tried(encoder: nn.Module, settings: Pretraining) -> int:
+    """Dimensions of a network's embedding; raises where it can't take the crops, or where the
+    embedding isn't what its card will say."""
+    crops = settings.crops
     encoder.eval()
-    for side_px in (crops.global_px, crops.local_px)[: 2 if crops.n_local else 1]:
-        try:
-            with torch.no_grad():
-                features = encoder.forward_features(torch.zeros(1, 3, side_px, side_px))
-                embedding = encoder.forward_head(features, pre_logits=True)
-        except UNUSABLE as error:
-            reason = " ".join(str(error).split())[:200]
-            raise EncoderError(f"{place} can't take images of {side_px} px ({reason})") from error
-        is_pooled = embedding.ndim == 2
-        if is_pooled and is_vit(encoder):
-            is_pooled = torch.equal(embedding, features[:, 0])
-        if not is_pooled:
-            raise EncoderError(
-                f"{place} pools no image into one embedding, or the embedding isn't its class "
-                "token; name a ViT with one class token, and say global_pool: token, or another "
-                "network"
-            )
+    for side_px in {crops.global_px, crops.local_px if crops.n_local else crops.global_px}:
+        features = encoder.forward_features(torch.zeros(1, 3, side_px, side_px))
+        embedding = encoder.forward_head(features, pre_logits=True)
+    if embedding.ndim != 2 or (is_vit(encoder) and not torch.equal(embedding, features[:, 0])):
+        raise ValueError("its embedding isn't its class token; say global_pool: token")
     encoder.train()
-
-
-def _place(settings: Pretraining) -> str:
-    return f"pretraining[{settings.name}]: {settings.architecture}"
+    return embedding.shape[1]
 
 
 def _start_from(encoder: nn.Module, start: EncoderCard, settings: Pretraining) -> None:
@@ -327,12 +299,11 @@ def parameter_groups(student: Student, settings: Pretraining) -> list[dict[str, 
     norms don't decay, as in both methods' code; factors as `objective.layer_factor`.
     """
     n_blocks = len(student.encoder.blocks) if is_vit(student.encoder) else 0
-    groups: dict[tuple, list] = {}
+    groups = collections.defaultdict(list)
     for name, parameter in student.named_parameters():
         factor = objective.layer_factor(settings, name.removeprefix("encoder."), n_blocks)
         decays = not name.endswith(".bias") and parameter.ndim > 1
-        key = factor, decays, name.startswith("head.last.")
-        groups.setdefault(key, []).append(parameter)
+        groups[factor, decays, name.startswith("head.last.")].append(parameter)
     return [
         {"params": parameters, "factor": factor, "decays": decays, "is_last": is_last}
         for (factor, decays, is_last), parameters in groups.items()
@@ -369,10 +340,10 @@ def card(networks: Networks, settings: Pretraining, stored: Patches, facts: str)
         identifier="",
         architecture=settings.architecture,
         arguments=networks.arguments,
-        n_dims=READOUTS[readout(encoder)].width(encoder),
+        n_dims=networks.student.head.mlp[0].in_features,
         n_parameters=architecture.n_parameters(encoder),
         n_prefix_tokens=int(getattr(encoder, "num_prefix_tokens", 0)),
-        readout=readout(encoder),
+        readout="class" if is_vit(encoder) else "pooled",
         mean=tuple(networks.mean),
         std=tuple(networks.std),
         resize_px=resize_px,
@@ -388,9 +359,6 @@ def card(networks: Networks, settings: Pretraining, stored: Patches, facts: str)
 def export(networks: Networks, this: EncoderCard, folder: Path) -> None:
     """Write the teacher's encoder into ``folder``, its card last, for `mfcore.encoders.load`."""
     left_out = {"name", "source", "identifier", "files", "sha256"}  # `folder_card` adds these
-    state = networks.teacher.encoder.state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with store.replacing(folder / "weights.safetensors") as aside:
-        safetensors.torch.save_file(tensors, aside)
+    adapt.write_weights(folder / "weights.safetensors", networks.teacher.encoder.state_dict())
     content = {key: value for key, value in asdict(this).items() if key not in left_out}
     store.write_json(folder / "card.json", content)

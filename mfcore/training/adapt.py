@@ -7,13 +7,15 @@ and B (n_out, rank) begins at zero: before the first step, the network is the fr
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
-from mfcore import encoders
-from mfcore.encoders import EncoderError
-from mfcore.encoders.architecture import create, seeded
+from mfcore import encoders, store
+from mfcore.encoders import EncoderError, architecture
 from mfcore.encoders.card import EncoderCard
 from mfcore.training.options import Lora
 
@@ -42,7 +44,7 @@ def build_network(
     model = encoders.build_network(_of_any_size(card), n_classes, pretrained, seed)
     model.card = card
     if lora is not None:
-        with seeded(seed, "lora", card.name):
+        with architecture.seeded(seed, "lora", card.name):
             _inject(model, lora)
     _try(model, input_px or card.crop_px)
     return model.train()
@@ -58,14 +60,20 @@ def trained(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
+def write_weights(
+    file: Path, weights: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write weights as safetensors, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with store.replacing(file) as aside:
+        safetensors.torch.save_file(tensors, aside, metadata)
+
+
 def _of_any_size(card: EncoderCard) -> EncoderCard:
     """The card of a network that takes images of other sizes than its own, too."""
     arguments = {**card.arguments, "dynamic_img_size": True}
-    try:
-        with torch.device("meta"):
-            create(card.architecture, arguments)
-    except TypeError:  # a convolutional network, which takes any size anyway, or one that can't
-        return card
+    if not architecture.takes(card.architecture, arguments):
+        return card  # a convolutional network, which takes any size anyway, or one that can't
     return dataclasses.replace(card, arguments=arguments)
 
 

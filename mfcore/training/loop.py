@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from scipy.special import expit
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mfcore import encoders, store, streams as rng
+from mfcore import encoders, streams as rng
 from mfcore.encoders.card import EncoderCard
 from mfcore.measures import binary
 from mfcore.training import adapt, feed, processes
@@ -297,10 +296,8 @@ class _Training:
         if self.ranks.is_first:
             architecture = task.network.architecture
             facts = {"unit": task.unit, "architecture": architecture, "epoch": kept.epoch}
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in kept.weights.items()}
             metadata = {"training": json.dumps(facts)}  # one key: several have no order
-            with store.replacing(self._file("safetensors")) as aside:
-                safetensors.torch.save_file(tensors, aside, metadata)
+            adapt.write_weights(self._file("safetensors"), kept.weights, metadata)
         self.model.load_state_dict(kept.weights, strict=False)
         return expit(self._logits(centred(task, "test")))
 
