@@ -107,27 +107,32 @@ def augment(images: "torch.Tensor", drawn: np.recarray, input_px: int) -> "torch
         _cut(images[part], done, theta[part], out)
         if images.dtype == torch.uint8:
             out /= 255
-        factors = np.stack([done.brightness, done.contrast, done.saturation, done.hue])
-        jittered = (factors != [[1], [1], [1], [0]]).any(axis=0)
-        _change(out, jittered, jitter_colour, *factors.astype(np.float32))
-        _change(out, done.blur_px != 0, blur, done.blur_px.astype(np.float32))
-        _change(out, done.last_angle != 0, turn, done.last_angle)
+        jitter(out, done)
+        change(out, done.blur_px != 0, blur, done.blur_px.astype(np.float32))
+        change(out, done.last_angle != 0, turn, done.last_angle)
     return crops
 
 
-def _change(
+def jitter(images: "torch.Tensor", drawn: np.recarray) -> None:
+    """Change images' colours, in place, by the factors drawn for each."""
+    factors = np.stack([drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue])
+    jittered = (factors != [[1], [1], [1], [0]]).any(axis=0)
+    change(images, jittered, jitter_colour, *factors.astype(np.float32))
+
+
+def change(
     images: "torch.Tensor",
     chosen: np.ndarray,
-    change: Callable[..., "torch.Tensor"],
+    by: Callable[..., "torch.Tensor"],
     *values: np.ndarray,
 ) -> None:
-    """Change the images ``chosen``, bool (n,), in place, each by its own of every array of
+    """Change the images ``chosen``, bool (n,), in place, ``by`` its own of every array of
     ``values``, (n,).
     """
     if chosen.any():
         rows = _rows(chosen, images.device)
         each = (on_device(value[chosen], images.device) for value in values)
-        images[rows] = change(images[rows], *each)
+        images[rows] = by(images[rows], *each)
 
 
 def _rows(chosen: np.ndarray, device: "torch.device") -> "slice | torch.Tensor":

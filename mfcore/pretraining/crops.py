@@ -8,7 +8,7 @@ Crops and masks depend on the name of a random stream and on the patch's positio
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -157,19 +157,12 @@ def _change(drawn: np.recarray, out: torch.Tensor, kernel_px: int) -> None:
     kernel_px: side of the blur's kernel.
     """
 
-    def change(chosen: np.ndarray, by: Callable[..., torch.Tensor], *values: np.ndarray) -> None:
-        if chosen.any():
-            rows = augment.on_device(np.flatnonzero(chosen), out.device)
-            numbers = (each[chosen].astype(np.float32) for each in values)
-            out[rows] = by(out[rows], *(augment.on_device(each, out.device) for each in numbers))
-
-    factors = [drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue]
-    jittered = (np.stack(factors) != [[1], [1], [1], [0]]).any(axis=0)
     # In one order: torchvision's 24 orders differ from it by half a grey level of 255 on tissue.
-    change(jittered, augment.jitter_colour, *factors)
-    change(drawn.grey, _grey)
-    change(drawn.blur_px > 0, partial(augment.blur, kernel_px=kernel_px), drawn.blur_px)
-    change(drawn.solarise, lambda images: torch.minimum(images, 1 - images))
+    augment.jitter(out, drawn)
+    augment.change(out, drawn.grey, _grey)
+    blur, sigma_px = partial(augment.blur, kernel_px=kernel_px), drawn.blur_px.astype(np.float32)
+    augment.change(out, drawn.blur_px > 0, blur, sigma_px)
+    augment.change(out, drawn.solarise, lambda images: torch.minimum(images, 1 - images))
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:

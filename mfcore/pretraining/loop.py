@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -35,7 +36,6 @@ N_RANKME = 25  # times that RankMe is measured, at most, besides at snapshots
 EVALUATION_BATCH = 128
 # Averaged over the steps of a line.
 AVERAGED = ("loss", "loss_dino", "loss_ibot", "loss_koleo", "teacher_entropy")
-SCHEDULED = ("learning_rate", "weight_decay", "momentum", "teacher_temperature")  # in a line
 PARTS = ("student", "teacher", "optimizer", "centres")  # of a checkpoint, with a state each
 COUNTS = ("n_done", "history", "sums", "mean_target", "seconds")  # of a checkpoint, as they are
 
@@ -64,35 +64,34 @@ def train(
     pair: networks.Networks,
     folder: Path,
     device: torch.device,
-    after_line: Callable[[list[dict]], None] | None = None,
-    progress: tqdm | None = None,
+    watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> list[dict]:
     """Pretrain ``pair`` on ``device``; returns the history, one dict a line.
 
     Writes into ``folder``: ``history.jsonl`` and, from time to time, ``checkpoint.pt``. Goes on
-    from a checkpoint in ``folder``. ``after_line`` is called with the history when it has a new
-    line. Where processes were joined (`processes`), all call this alike and the first writes.
+    from a checkpoint in ``folder``. ``watch`` is called with the history when it has a new line.
+    Where processes were joined (`processes`), all call this alike and the first writes.
     Raises PretrainingError where the loss isn't finite and where the teacher collapsed
     (`objective.check_history`), StoreError for a checkpoint that can't be read.
     """
-    training, batch_size = _Training(task, pair, folder, device), task.settings.batch_size
+    training, settings = _Training(task, pair, folder, device), task.settings
     training.resume()
-    n_done, own_gpu = training.n_done, [device] if device.type == "cuda" else []
-    progress = tqdm(disable=True) if progress is None else progress
-    progress.initial = progress.n = progress.last_print_n = n_done * batch_size
-    progress.refresh()
-    batches = task.batches(n_done * batch_size, task.settings.n_steps - n_done)
+    n_done, is_first, size = training.n_done, training.ranks.is_first, settings.batch_size
+    batches = task.batches(n_done * size, settings.n_steps - n_done)
+    counts = {"total": settings.n_steps * size, "initial": n_done * size, "unit": "patch"}
+    bar = tqdm(desc=f"pretrain {settings.name}", disable=not is_first, **counts)
+    own_gpu = [device] if device.type == "cuda" else []
     try:
-        with contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
+        with bar, contextlib.closing(batches), torch.random.fork_rng(devices=own_gpu):
             for batch in batches:
                 line = training.run_step(batch)
-                progress.update(batch_size)
-                if not training.ranks.is_first:
+                bar.update(size)
+                if not is_first:
                     continue
                 if line is not None:
-                    progress.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
-                    if after_line is not None:
-                        after_line(training.history)
+                    bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+                    if watch is not None:
+                        watch(pd.DataFrame(training.history))
                 if training.n_done in task.snapshots:
                     task.export(training.n_done)
                 if training.checkpoint.is_due:
@@ -130,10 +129,8 @@ class _Training:
         self.schedule = objective.schedules(settings)
         groups = networks.parameter_groups(self.student, settings)
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        centres = [
-            objective.Centre(settings.n_prototypes) for _ in ("class tokens", "masked tokens")
-        ]
-        self.centres = nn.ModuleList(centres).to(device)
+        of_classes, of_masked = (objective.Centre(settings.n_prototypes) for _ in range(2))
+        self.centres = nn.ModuleList([of_classes, of_masked]).to(device)
         is_mixed = encoders.computes_bfloat16(device)
         self.autocast = partial(torch.autocast, device.type, torch.bfloat16, is_mixed)
         self.n_done, self.seconds, self.history = 0, 0.0, []
@@ -163,7 +160,7 @@ class _Training:
         Returns AVERAGED, float64, and the mean target (K,) of this process.
         """
         settings, n = self.settings, self.n_done
-        now = self._scheduled(n)
+        now = self.schedule.iloc[n].to_dict()
         seed = rng.stream_seed(settings.seed, "pretraining", "drop path", n, self.ranks.rank)
         torch.manual_seed(seed)
         losses, targets = self._losses(batch, now["teacher_temperature"])
@@ -224,15 +221,11 @@ class _Training:
         of_masked = masked, crops.mask_weights(masked)
         return *views, *(augment.on_device(values, self.device) for values in of_masked)
 
-    def _scheduled(self, n: int) -> dict[str, float]:
-        """The schedules' values of step ``n``."""
-        return dict(zip(self.schedule.dtype.names, self.schedule[n].item(), strict=True))
-
     # ---- history ----
 
     def _line(self) -> dict:
         """A new line of the history, judged by `objective.check_history`."""
-        n, n_steps, now = self.n_done, self.settings.n_steps, self._scheduled(self.n_done - 1)
+        n, n_steps = self.n_done, self.settings.n_steps
         before = self.history[-1] if self.history else {"step": 0, "seconds": 0.0}
         n_new, seconds = n - before["step"], self.seconds + time.monotonic() - self.begun
         is_measured = n % math.ceil(n_steps / N_RANKME) < self.line_steps
@@ -243,7 +236,7 @@ class _Training:
             "step": n,
             **dict(zip(AVERAGED, (self.sums / n_new).tolist(), strict=True)),
             "target_entropy": objective.entropies(self.mean_target).item(),
-            **{key: now[key] for key in SCHEDULED},
+            **self.schedule.drop(columns="last_layer").iloc[n - 1].to_dict(),
             "rankme": rankme,
             "patches_per_second": (
                 n_new * self.settings.batch_size / max(seconds - before["seconds"], 1e-9)
@@ -264,19 +257,18 @@ class _Training:
             part = watched[at : at + EVALUATION_BATCH]
             images = preprocess.transform(part, self.task.card, self.device)
             with self.autocast():
-                features.append(networks.embed(self.teacher.encoder, images).float().cpu().numpy())
+                features.append(networks.embed(self.teacher.encoder, images).float().cpu())
         self.teacher.train()
-        features = np.concatenate(features)
+        features = torch.cat(features).numpy()
         return representation.rankme(features) if np.isfinite(features).all() else None
 
     def write_history(self) -> None:
-        """Write the history as far as it goes."""
+        """Write the history as far as it goes; what isn't finite is null."""
         if not self.ranks.is_first:
             return
         with store.replacing(self.folder / "history.jsonl") as aside, aside.open("w") as out:
             for line in self.history:
-                known = {key: value for key, value in line.items() if value is not None}
-                finite = {key: value for key, value in known.items() if math.isfinite(value)}
+                finite = {k: v for k, v in line.items() if v is not None and math.isfinite(v)}
                 out.write(json.dumps(dict.fromkeys(line) | finite) + "\n")
 
     # ---- checkpoints ----

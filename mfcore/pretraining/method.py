@@ -211,13 +211,12 @@ class Pretraining:
         arguments, patches = info.data.get("arguments", {}), info.data.get("patches")
         named = re.search(r"_patch(\d+)", info.data.get("architecture", ""))
         token_px = arguments.get("patch_size", int(named[1]) if named else 1)
-        img_size = arguments.get("img_size", crops.global_px)
         problems = {}
         for key in ("global_px", "local_px")[: 2 if crops.n_local else 1]:
             px = getattr(crops, key)
             if isinstance(token_px, int) and px % max(token_px, 1):
                 problems[key] = f"{px} px is no multiple of the ViT's patches of {token_px} px"
-        if img_size != crops.global_px:
+        if (img_size := arguments.get("img_size", crops.global_px)) != crops.global_px:
             problems["global_px"] = (
                 f"{crops.global_px} px, but arguments.img_size is {img_size} px; they are one size"
             )
@@ -290,17 +289,12 @@ def defaults(pretraining: Pretraining) -> dict[str, object]:
 def in_full(pretraining: Pretraining) -> Pretraining:
     """The same with every field that is None as `defaults` has it."""
     default = defaults(pretraining)
-    crops = {
-        key: default[key]
-        for key in ("global_scale", "local_scale")
-        if getattr(pretraining.crops, key) is None
-    }
-    filled = {
-        key: value for key, value in default.items() if getattr(pretraining, key, value) is None
-    }
-    return dataclasses.replace(
-        pretraining, **filled, crops=dataclasses.replace(pretraining.crops, **crops)
-    )
+
+    def filled(options: Pretraining | Crops) -> dict[str, object]:
+        return {key: default[key] for key, value in vars(options).items() if value is None}
+
+    crops = dataclasses.replace(pretraining.crops, **filled(pretraining.crops))
+    return dataclasses.replace(pretraining, **filled(pretraining), crops=crops)
 
 
 def steps_of(pretraining: Pretraining) -> list[int]:

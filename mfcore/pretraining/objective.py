@@ -19,11 +19,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional
 
-from mfcore.pretraining.method import PUBLISHED_BATCH, PUBLISHED_STEPS, Pretraining, method_of
+from mfcore.pretraining.method import Pretraining, method_of
 from mfcore.training import processes
 
 KOLEO_EPS = 1e-8
@@ -37,9 +38,6 @@ LEAST_RANKME = 1.1  # 1 is a line; RankMe is not centred, so a common mean count
 # steps and more.
 GRACE = 0.15, 1000  # share of the steps before a training is stopped, and the least number
 PATIENCE = 0.05, 100  # share that a collapse lasts before it counts, and the least number
-# For one target of a batch; with more a collapse is likely.
-MOST_PROTOTYPES = 65_536 // (2 * PUBLISHED_BATCH)
-LOW_TEMPERATURE = 0.02  # of the teacher; lower temperatures make targets of one prototype each
 
 
 class PretrainingError(RuntimeError):
@@ -154,8 +152,8 @@ def _logsumexp_over_ranks(rows: torch.Tensor) -> torch.Tensor:
 # ---- schedules ----
 
 
-def schedules(settings: Pretraining) -> np.recarray:
-    """The values of every step, a record of float64 for each of n_steps.
+def schedules(settings: Pretraining) -> pd.DataFrame:
+    """The values of every step, a row of float64 for each of n_steps.
 
     ``learning_rate`` rises from 0 to a peak, which the method scales to the batch, and falls by a
     cosine to ``final_lr``; ``weight_decay`` and ``momentum`` go by a cosine from their first value
@@ -178,7 +176,7 @@ def schedules(settings: Pretraining) -> np.recarray:
         ),
         "last_layer": (np.arange(n_steps) >= n_frozen).astype(np.float64),
     }
-    return np.rec.fromarrays(list(values.values()), names=list(values))
+    return pd.DataFrame(values)
 
 
 def cosine(first: float, last: float, n_steps: int) -> np.ndarray:
@@ -257,24 +255,6 @@ def collapse_of(lines: Sequence[dict], settings: Pretraining) -> str:
     if ranks and max(ranks) < LEAST_RANKME:
         return f"embeddings lie on a line (RankMe {ranks[-1]:.2f})"
     return ""
-
-
-def warning_before(settings: Pretraining) -> str:
-    """What a user should know before a training that is small for its settings; else "".
-
-    The defaults fit the training's size (`method.defaults`). Published settings are for batches of
-    PUBLISHED_BATCH and more, in which 65,536 prototypes have a target for MOST_PROTOTYPES, and for
-    PUBLISHED_STEPS and more. settings: as `in_full`.
-    """
-    n, k, temperature = settings.batch_size, settings.n_prototypes, settings.teacher_temperature[0]
-    is_small = n < PUBLISHED_BATCH or settings.n_steps < PUBLISHED_STEPS
-    if k <= MOST_PROTOTYPES * 2 * n and not (is_small and temperature > LOW_TEMPERATURE):
-        return ""
-    return (
-        f"pretraining[{settings.name}]: {settings.n_steps} steps of {n} patches are few for {k} "
-        f"prototypes and a teacher's temperature of {temperature:g}; in our small trainings with "
-        f"the published ones, all images got the same target. {remedy(settings)}"
-    )
 
 
 def remedy(settings: Pretraining) -> str:

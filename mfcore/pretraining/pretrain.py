@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from mfcore import encoders, store
 from mfcore.data.options import Patches
@@ -107,8 +106,6 @@ def _train(
 ) -> list[dict]:
     """Train from where the run stands; returns the history. card: what all snapshots' have."""
     ranks = processes.here()
-    if ranks.is_first and (warning := objective.warning_before(settings)):
-        log.warning(warning)
     if settings.patches.uniform_over == "tissue":
         source.survey(n_workers)  # all processes at once, before any waits for another
 
@@ -118,26 +115,16 @@ def _train(
         snapshot = dataclasses.replace(card, facts=facts)
         networks.export(pair, snapshot, snapshot_folder(run.folder, step))
 
+    shares = {"rank": ranks.rank, "n_ranks": ranks.n, "n_workers": n_workers}
     task = loop.Task(
         settings,
-        partial(
-            batches,
-            source,
-            batch_size=settings.batch_size,
-            rank=ranks.rank,
-            n_ranks=ranks.n,
-            n_workers=n_workers,
-        ),
+        partial(batches, source, batch_size=settings.batch_size, **shares),
         _watched(source, settings, n_workers) if ranks.is_first else None,
         dataclasses.replace(card, resize_px=max(settings.patches.size_px, card.crop_px)),
         export,
         tuple(steps_of(settings)),
     )
-    after_line = None if watch is None else lambda history: watch(pd.DataFrame(history))
-    n_patches, title = settings.n_steps * settings.batch_size, f"pretrain {settings.name}"
-    with tqdm(total=n_patches, desc=title, unit="patch", disable=not ranks.is_first) as bar:
-        where = encoders.choose_device(device)
-        return loop.train(task, pair, run.folder, where, after_line, bar)
+    return loop.train(task, pair, run.folder, encoders.choose_device(device), watch)
 
 
 def _finish(
@@ -152,12 +139,15 @@ def _finish(
     if collapsed := objective.collapse_of(history[-N_LAST:], settings):
         remedy = objective.remedy(settings)
         log.warning("pretraining[%s] ended collapsed: %s. %s", settings.name, collapsed, remedy)
-    snapshots = [snapshot_folder(Path(), step) for step in steps_of(settings)]
-    names = ("card.json", "weights.safetensors")
+    files = [
+        str(snapshot_folder(Path(), step) / name)
+        for step in steps_of(settings)
+        for name in ("card.json", "weights.safetensors")
+    ]
     left_out, seconds = source.left_out, history[-1]["seconds"]
     n_patches, where = settings.n_steps * settings.batch_size, encoders.choose_device(device)
     run.finish(
-        ["history.jsonl", *(str(at / name) for at in snapshots for name in names)],
+        ["history.jsonl", *files],
         n_parameters=architecture.n_parameters(pair.student),
         n_slides=len(source.slides),
         slides_left_out=left_out,
@@ -201,11 +191,17 @@ def example(
 
 def slides_digest(slides: Sequence[SlideFile]) -> str:
     """Digest of the slides' names, um/px and content; a missing file has no content."""
-    fingerprint, rows = Fingerprints().of_slide, []
-    for slide in slides:
-        content = fingerprint(slide.path) if Path(slide.path).exists() else None
-        rows.append([slide.slide_id, slide.um_per_px, content])
-    return digest(rows)
+    content = Fingerprints().of_slide
+    return digest(
+        [
+            [
+                slide.slide_id,
+                slide.um_per_px,
+                content(slide.path) if Path(slide.path).exists() else None,
+            ]
+            for slide in slides
+        ]
+    )
 
 
 def load_history(run: store.Run) -> pd.DataFrame:

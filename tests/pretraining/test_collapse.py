@@ -8,12 +8,10 @@ import torch
 from made_pretraining import settings
 
 from mfcore.pretraining import objective
-from mfcore.pretraining.method import METHODS, SMALL, in_full
+from mfcore.pretraining.method import METHODS, SMALL
 from mfcore.pretraining.objective import PretrainingError
-from mfcore.study.config import Pretraining
 
 K = 64
-LOW = {"teacher_temperature": (0.02, 0.02)}
 AS_PUBLISHED = {key: METHODS["dino"].published[key] for key in (*SMALL, "n_prototypes")}
 LONG = {"n_steps": 10_000, "n_prototypes": K, "batch_size": 64}
 
@@ -124,30 +122,3 @@ def test_rankme_that_was_not_measured_is_no_collapse():
 )
 def test_the_remedy_names_what_to_change_and_its_value(said):
     assert said in objective.remedy(settings(**AS_PUBLISHED, batch_size=32))
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "n_prototypes", "warns"), [(256, 65_536, False), (255, 65_536, True), (64, 65_536, True), (64, 8192, False)]
-)
-def test_batches_too_small_for_the_published_prototypes_are_told_before(batch_size, n_prototypes, warns):
-    said = objective.warning_before(settings(**LOW, batch_size=batch_size, n_prototypes=n_prototypes))
-    assert bool(said) == warns
-    if warns:
-        assert f"{batch_size} patches are few for 65536 prototypes" in said and "n_prototypes (now 65536" in said
-
-
-@pytest.mark.parametrize(
-    ("n_steps", "batch_size", "temperature", "warns"),
-    [(12_499, 256, 0.04, True), (12_500, 255, 0.04, True), (12_500, 256, 0.04, False), (999, 16, 0.02, False)],
-)
-def test_a_training_too_small_for_the_published_temperature_is_told_before(n_steps, batch_size, temperature, warns):
-    said = objective.warning_before(settings(n_steps=n_steps, batch_size=batch_size, teacher_temperature=(temperature, 0.07)))
-    few = f"{n_steps} steps of {batch_size} patches are few for 16 prototypes and a teacher's temperature of 0.04"
-    assert ("lower teacher_temperature" in said and few in said) == bool(said) == warns
-
-
-@pytest.mark.parametrize("method", ["dino", "dinov2"])
-@pytest.mark.parametrize("n_steps", [60, 12_499, 12_500, 125_000])
-@pytest.mark.parametrize("batch_size", [2, 16, 255, 256, 1024])
-def test_nothing_is_wrong_with_the_defaults(method, n_steps, batch_size):
-    assert objective.warning_before(in_full(Pretraining("own", method, n_steps=n_steps, batch_size=batch_size))) == ""

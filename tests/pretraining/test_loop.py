@@ -1,6 +1,5 @@
 """The loop of a pretraining: a step against the papers' algorithm written out, going on after a kill, DDP, what is kept."""
 
-import io
 import json
 import math
 import os
@@ -201,7 +200,7 @@ def test_snapshots_are_exported_after_their_steps(tmp_path):
 
 def test_the_history_is_told_as_it_grows(tmp_path):
     seen = []
-    train(settings(), tmp_path, after_line=lambda history: seen.append(len(history)))
+    train(settings(), tmp_path, watch=lambda history: seen.append(len(history)))
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
@@ -212,7 +211,8 @@ def test_a_stopped_training_goes_on_to_the_same_losses(tmp_path, monkeypatch, ch
     monkeypatch.setattr(loop, "N_LINES", lines)
     this = settings(**changed, drop_path=0.3, n_steps=5)
     whole, expected = train(this, tmp_path / "whole")
-    original = loop._Training.run_step
+    original, bars = loop._Training.run_step, []
+    monkeypatch.setattr(loop, "tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])
 
     def stopping(self, batch):
         if self.n_done == stop:
@@ -228,9 +228,9 @@ def test_a_stopped_training_goes_on_to_the_same_losses(tmp_path, monkeypatch, ch
             with pytest.raises(KeyboardInterrupt):
                 train(this, folder)
         assert torch.load(folder / "checkpoint.pt", weights_only=True)["n_done"] == stop
-        with tqdm(total=5 * this.batch_size, file=io.StringIO()) as bar:
-            again, pair = train(this, folder, progress=bar)
+        again, pair = train(this, folder)
         assert without_times(again) == without_times(whole), f"stopped after {stop}"
+        bar = bars[-1]
         assert (bar.initial, bar.n) == (stop * this.batch_size, bar.total), "patches of before say nothing of the rate now"
         for name, tensor in pair.teacher.state_dict().items():
             assert torch.equal(tensor, expected.teacher.state_dict()[name]), name

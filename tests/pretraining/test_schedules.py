@@ -15,7 +15,7 @@ DINOV2 = dataclasses.replace(DINO, method="dinov2")
 
 
 def schedules(settings: Pretraining) -> np.recarray:
-    return objective.schedules(in_full(settings))
+    return objective.schedules(in_full(settings)).to_records(index=False)
 
 
 def half_cosine(first: float, last: float, step: int, n_steps: int) -> float:
