@@ -10,8 +10,8 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -35,86 +35,60 @@ PATIENCE_STEPS = 2500
 MAX_ITER = 1000  # of scikit-learn's L-BFGS
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A fitted head: the logit of class 1 is ``features @ weight + bias``. facts: how the fit
-    ended, plain data."""
-
-    weight: np.ndarray
-    bias: float
-    facts: dict
+# A fitted head: weight and bias, with the logit of class 1 ``features @ weight + bias``, and how
+# the fit ended, plain data.
+Fitted = tuple[np.ndarray, float, dict]
 
 
-def _uni(
-    features: np.ndarray, labels: np.ndarray, heads: list[Head], settings: Probe, _: str
-) -> list[Fitted]:
-    all_fitted = []
-    for head in heads:
-        fitted = probe.fit(features, labels, settings.cost, settings.max_iter, head.train)
-        weight, bias = (both[1] - both[0] for both in (fitted.weight, fitted.bias))
-        slope = 0.5 / fitted.cost / math.sqrt(2)
-        facts = {
-            "ended": "converged" if fitted.converged else "limit",
-            "n_steps": fitted.n_iter,
-            # where scikit-learn's squared penalty is as steep at the optimum, so that it has the
-            # same one
-            "sklearn_c": float(np.linalg.norm(weight)) / slope / len(head.train),
-        }
-        all_fitted.append(Fitted(weight, float(bias), facts))
-    return all_fitted
+def _uni(features: np.ndarray, labels: np.ndarray, head: Head, settings: Probe) -> Fitted:
+    fitted = probe.fit(features, labels, settings.cost, settings.max_iter, head.train)
+    weight, bias = (both[1] - both[0] for both in (fitted.weight, fitted.bias))
+    slope = 0.5 / fitted.cost / math.sqrt(2)
+    facts = {
+        "ended": "converged" if fitted.converged else "limit",
+        "n_steps": fitted.n_iter,
+        # where scikit-learn's squared penalty is as steep at the optimum, so that it has the same
+        # one
+        "sklearn_c": float(np.linalg.norm(weight)) / slope / len(head.train),
+    }
+    return weight, float(bias), facts
 
 
-def _sklearn(scaled: bool, cost: float | None) -> Callable[..., list[Fitted]]:
-    def fit(
-        features: np.ndarray, labels: np.ndarray, heads: list[Head], settings: Probe, _: str
-    ) -> list[Fitted]:
-        all_fitted, unis_cost = [], features.shape[1] * probe.N_CLASSES / 100
-        for head in heads:
-            # In float32, scikit-learn's L-BFGS gives up early.
-            x, y = features[head.train].astype(np.float64), labels[head.train]
-            scaler = StandardScaler(with_mean=scaled, with_std=scaled, copy=False).fit(x)
-            model = LogisticRegression(C=cost or unis_cost, max_iter=MAX_ITER)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # said in the facts
-                model.fit(scaler.transform(x), y)
-            n_iter, weight, bias = int(model.n_iter_[0]), model.coef_[0], float(model.intercept_[0])
-            if scaled:
-                weight = weight / scaler.scale_
-                bias -= float(weight @ scaler.mean_)
-            ended = "limit" if n_iter >= MAX_ITER else "converged"
-            facts = {"ended": ended, "n_steps": n_iter, "sklearn_c": model.C}
-            all_fitted.append(Fitted(weight.astype(np.float32), bias, facts))
-        return all_fitted
-
-    return fit
-
-
-def _by_steps(schedule: Schedule) -> Callable[..., list[Fitted]]:
-    def fit(
-        features: np.ndarray, labels: np.ndarray, heads: list[Head], settings: Probe, title: str
-    ) -> list[Fitted]:
-        train(features, labels, probe.N_CLASSES, heads, schedule, title)
-        return [
-            Fitted(head.weight[0], float(head.bias[0]), _in_epochs(head, schedule))
-            for head in heads
-        ]
-
-    return fit
+def _sklearn(
+    features: np.ndarray,
+    labels: np.ndarray,
+    head: Head,
+    settings: Probe,
+    scaled: bool,
+    cost: float | None,
+) -> Fitted:
+    # In float32, scikit-learn's L-BFGS gives up early.
+    x, y = features[head.train].astype(np.float64), labels[head.train]
+    scaler = StandardScaler(with_mean=scaled, with_std=scaled, copy=False).fit(x)
+    cost = cost or features.shape[1] * probe.N_CLASSES / 100  # UNI's
+    model = LogisticRegression(C=cost, max_iter=MAX_ITER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said in the facts
+        model.fit(scaler.transform(x), y)
+    n_iter, weight, bias = int(model.n_iter_[0]), model.coef_[0], float(model.intercept_[0])
+    if scaled:
+        weight = weight / scaler.scale_
+        bias -= float(weight @ scaler.mean_)
+    ended = "limit" if n_iter >= MAX_ITER else "converged"
+    return weight.astype(np.float32), bias, {"ended": ended, "n_steps": n_iter, "sklearn_c": cost}
 
 
 def _in_epochs(head: Head, schedule: Schedule) -> dict:
     """How a head's training ended, in finished epochs; the first is number 1."""
     progress, n_batches = head.progress, schedule.n_batches(len(head.train))
     n_epochs, n_more_steps = divmod(progress.n_steps, n_batches)
-    ended = progress.ended
-    if ended == "early" and n_more_steps:  # part of an epoch uses up no patience
-        ended = "limit"
-    best_epoch = max(1, progress.best_step // n_batches)
+    # part of an epoch uses up no patience
+    is_early = progress.ended == "early" and not n_more_steps
     return {
-        "ended": ended,
+        "ended": "limit" if progress.ended == "early" and not is_early else progress.ended,
         "n_steps": progress.n_steps,
         "n_epochs": n_epochs,
-        "best_epoch": best_epoch,
+        "best_epoch": max(1, progress.best_step // n_batches),
     }
 
 
@@ -130,15 +104,14 @@ ADAM = Schedule(
 )
 ADAM_FAST = replace(ADAM, learning_rate=1e-3)
 
-# Name -> fits the heads of some folds; called with features, labels, heads, options and a title.
-ESTIMATORS: Mapping[str, Callable[..., list[Fitted]]] = {
+# By name, what fits a head on its rows of features and labels.
+SOLVERS: dict[str, Callable[[np.ndarray, np.ndarray, Head, Probe], Fitted]] = {
     "uni": _uni,
-    "sklearn_scaled": _sklearn(scaled=True, cost=1.0),
-    "sklearn_unis_c": _sklearn(scaled=False, cost=None),
-    "eva": _by_steps(EVA),
-    "early_stopped_adam": _by_steps(ADAM),
-    "early_stopped_adam_fast": _by_steps(ADAM_FAST),
+    "sklearn_scaled": functools.partial(_sklearn, scaled=True, cost=1.0),
+    "sklearn_unis_c": functools.partial(_sklearn, scaled=False, cost=None),
 }
+# By name, how heads are trained by steps, those of all folds together.
+SCHEDULES = {"eva": EVA, "early_stopped_adam": ADAM, "early_stopped_adam_fast": ADAM_FAST}
 
 
 @functools.cache
@@ -165,23 +138,20 @@ def audit(material: probe.Material, run: store.Run, seed: int, options: Probe) -
     table = material.splits
     units = [unit for unit in splits.units(table) if unit.train_domain == splits.ALL]
     sizes = table.loc[table["train_domain"] == splits.ALL, "size"].unique()
-    files = {
-        (name, size): run.unit_file(f"{name}-size{splits.shortest(size)}")
-        for size in sizes
-        for name in ESTIMATORS
-    }
-    progress = tqdm(files.items(), desc=f"audit {run.identity['name']}", unit="group")
-    for (name, size), file in progress:
+    groups = [(name, size) for size in sizes for name in (*SOLVERS, *SCHEDULES)]
+    predictions, fits = [], []
+    for name, size in tqdm(groups, desc=f"audit {run.identity['name']}", unit="group"):
+        file = run.unit_file(f"{name}-size{splits.shortest(size)}")
         if not file.is_file():
             of_size = [unit for unit in units if unit.size == size]
-            rows, predictions = _fit_group(material, seed, options, name, of_size)
+            rows, tested = _fit_group(material, seed, options, name, of_size)
             store.write_json(file.with_suffix(".json"), {"fits": rows})
-            store.write_parquet(file, predictions)
-    predictions = pd.concat(map(store.read_parquet, files.values()), ignore_index=True)
+            store.write_parquet(file, tested)
+        predictions.append(store.read_parquet(file))
+        fits += store.read_json(file.with_suffix(".json"))["fits"]
+    predictions = pd.concat(predictions, ignore_index=True)
     store.write_parquet(run.path("predictions.parquet"), predictions)
-    kept = [store.read_json(file.with_suffix(".json")) for file in files.values()]
-    fits = pd.DataFrame([row for each in kept for row in each["fits"]])
-    store.write_csv(run.path("fits.csv"), fits)
+    store.write_csv(run.path("fits.csv"), pd.DataFrame(fits))
     return run.finish(["predictions.parquet", "fits.csv"], n_fits=len(fits))
 
 
@@ -198,13 +168,17 @@ def _fit_group(
         )
         for unit in units
     ]
-    title = f"{name}, size {splits.shortest(units[0].size)}"
-    all_fitted = ESTIMATORS[name](features, labels, heads, options, title)
+    if name in SOLVERS:
+        fits = [SOLVERS[name](features, labels, head, options) for head in heads]
+    else:
+        schedule, title = SCHEDULES[name], f"{name}, size {splits.shortest(units[0].size)}"
+        train(features, labels, probe.N_CLASSES, heads, schedule, title)
+        fits = [(each.weight[0], float(each.bias[0]), _in_epochs(each, schedule)) for each in heads]
     seconds = round((time.monotonic() - begun) / len(units), 3)
     rows, predictions = [], []
-    for unit, head, fitted in zip(units, heads, all_fitted, strict=True):
-        logits = (features @ fitted.weight).astype(np.float64) + fitted.bias  # (n,)
-        scores, truth = expit(logits), labels[head.train]
+    for unit, head, (weight, bias, facts) in zip(units, heads, fits, strict=True):
+        scores = expit((features @ weight).astype(np.float64) + bias)  # (n,)
+        truth = labels[head.train]
         tested = material.predictions(unit, scores[material.rows(unit, "test")])
         predictions.append(tested.assign(estimator=name))
         rows.append(
@@ -216,7 +190,7 @@ def _fit_group(
                 "n_val": len(head.validation),
                 "train_share": float(truth.mean()),
                 "train_auroc": binary.auroc(truth, scores[head.train]),
-                **fitted.facts,
+                **facts,
                 "seconds": seconds,
             }
         )

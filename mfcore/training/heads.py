@@ -22,7 +22,7 @@ class Schedule:
 
     learning_rate, weight_decay: as ``optimizer``, a class of torch.optim, takes them; the first
     ``n_slow_epochs`` go at ``slow_factor`` of the rate. batch_size: items a step, fewer where there
-    are fewer. max_steps, max_epochs: where training ends at the latest, None for no such end.
+    are fewer. max_steps, or else max_epochs: where training ends at the latest.
     patience: from the number of batches an epoch, the number of validations without a gain above
     ``min_gain`` after which training ends. is_balanced: each epoch draws as many items as there
     are, with replacement, both classes alike; otherwise each item comes once.
@@ -53,11 +53,9 @@ class Schedule:
     def progress(self, n_train: int) -> "Progress":
         """The account of a training on so many items that is about to begin."""
         n_batches = self.n_batches(n_train)
-        ends = (self.max_steps, self.max_epochs and self.max_epochs * n_batches)
-        limit = min(end for end in ends if end is not None)
-        return Progress(
-            n_batches * self.epochs_a_validation, limit, self.patience(n_batches), self.min_gain
-        )
+        limit = self.max_steps or self.max_epochs * n_batches
+        every = n_batches * self.epochs_a_validation
+        return Progress(every, limit, self.patience(n_batches), self.min_gain)
 
 
 @dataclass
@@ -93,8 +91,7 @@ class Progress:
         self._n_without_gain += 1
         if score > self._last_gain + self.min_gain:
             self._last_gain, self._n_without_gain = score, 0
-        is_best = score > self.best
-        if is_best:
+        if is_best := score > self.best:
             self.best, self.best_step = score, self.n_steps
         if self._n_without_gain >= self.patience:
             self.ended = "early"
@@ -154,23 +151,21 @@ def train(
     import torch  # not as this module is imported: `tasks.task` reads its schedules without torch
 
     trainings = [_Training(features, labels, n_classes, head, schedule) for head in heads]
-    make = getattr(torch.optim, schedule.optimizer)
     parameters = [each for training in trainings for each in (training.weight, training.bias)]
     rates = {"lr": schedule.learning_rate, "weight_decay": schedule.weight_decay}
-    optimizer = make(parameters, **rates, fused=True)
-    n_train, limit = len(heads[0].train), max(head.progress.limit for head in heads)
-    bar = tqdm(total=limit, desc=title, unit="step", leave=False)
-    with threadpool_limits(1, user_api="blas"), bar:
-        for step in range(limit):
+    optimizer = getattr(torch.optim, schedule.optimizer)(parameters, **rates, fused=True)
+    limit = max(head.progress.limit for head in heads)
+    steps = tqdm(range(limit), desc=title, unit="step", leave=False)
+    with threadpool_limits(1, user_api="blas"), steps:
+        for step in steps:
             if not (going := [each for each in trainings if not each.head.progress.ended]):
                 break
             for training in going:
                 training.set_gradient()
-            optimizer.param_groups[0]["lr"] = schedule.rate(step, n_train)
+            optimizer.param_groups[0]["lr"] = schedule.rate(step, len(heads[0].train))
             optimizer.step()
             for training in going:
                 training.end_step()
-            bar.update()
 
 
 class _Training:
@@ -212,10 +207,9 @@ class _Training:
         """Gradient of the next batch's mean cross-entropy."""
         rows = next(self.batches)
         label, excess = self.labels[rows], _probabilities(self._logits(rows))  # (B, n_outputs)
-        if excess.shape[1] == 1:
-            excess[:, 0] -= label
-        else:
-            excess[np.arange(len(rows)), label] -= 1
+        # where there is one output, of class 1: less the label; else less 1 at the label
+        first, of_label = (0, label) if excess.shape[1] == 1 else (label, 1)
+        excess[np.arange(len(rows)), first] -= of_label
         excess /= len(rows)
         np.dot(excess.T, self.features[rows], out=self.weight.grad.numpy())
         excess.sum(axis=0, out=self.bias.grad.numpy())

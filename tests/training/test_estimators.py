@@ -29,7 +29,7 @@ def short(monkeypatch):
         ("early_stopped_adam_fast", estimators.ADAM_FAST, adam),
     ):
         schedule: Schedule = dataclasses.replace(full, **change)
-        monkeypatch.setitem(estimators.ESTIMATORS, name, estimators._by_steps(schedule))
+        monkeypatch.setitem(estimators.SCHEDULES, name, schedule)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_every_estimator_predicts_every_test_patch_once(embeddings):
     assert audit.folder.name.startswith("probes-made-")
     predictions, fits = pd.read_parquet(audit.path("predictions.parquet")), estimators.load_fits(audit)
     counts = predictions.groupby(["size", "fold", "estimator"]).size().unstack("estimator")
-    assert list(counts.columns) == sorted(estimators.ESTIMATORS) and (counts.nunique(axis=1) == 1).all()
+    assert list(counts.columns) == sorted([*estimators.SOLVERS, *estimators.SCHEDULES]) and (counts.nunique(axis=1) == 1).all()
     assert len(fits) == 6 * 3 * 2 and fits["train_share"].between(0.3, 0.7).all()
     assert (fits.loc[fits["n_epochs"].isna(), "train_auroc"] > 0.9).all() and (fits["n_val"] > 0).all()
     full = predictions[(predictions["size"] == 1) & predictions["estimator"].isin(["uni", "sklearn_scaled", "sklearn_unis_c"])]
@@ -90,10 +90,9 @@ def test_unis_minimum_is_scikit_learns_at_the_c_that_is_given(embeddings):
 
 def test_a_kill_loses_one_group_and_a_second_run_gives_the_same(embeddings, monkeypatch, tmp_path_factory):
     folder, run = embeddings
-    for name in set(estimators.ESTIMATORS) - {"uni", "eva"}:
-        monkeypatch.delitem(estimators.ESTIMATORS, name)
-    fit = estimators.ESTIMATORS["eva"]
-    calls = []
+    monkeypatch.setattr(estimators, "SOLVERS", {"uni": estimators.SOLVERS["uni"]})
+    monkeypatch.setattr(estimators, "SCHEDULES", {"eva": estimators.SCHEDULES["eva"]})
+    fit, calls = estimators.train, []
 
     def killed(*arguments):
         calls.append(1)
@@ -101,7 +100,7 @@ def test_a_kill_loses_one_group_and_a_second_run_gives_the_same(embeddings, monk
             raise KeyboardInterrupt
         return fit(*arguments)
 
-    monkeypatch.setitem(estimators.ESTIMATORS, "eva", killed)
+    monkeypatch.setattr(estimators, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         study_arms.audit_probe(STUDY, run, folder)
     audit = study_arms.audit_probe(STUDY, run, folder)
