@@ -6,7 +6,6 @@ and B (n_out, rank) begins at zero: before the first step, the network is the fr
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -96,11 +95,10 @@ def _inject(model: nn.Module, lora: Lora) -> None:
         for target in lora.targets
     }
     if missing := [target for target, names in targets.items() if not names]:
-        ends = Counter(name.rpartition(".")[2] for name in layers)
-        known = ", ".join(f"{end} ({n})" for end, n in ends.most_common(12))
+        ends = sorted({name.rpartition(".")[2] for name in layers})
         raise EncoderError(
             f"{place} has no layers called {', '.join(missing)}, which lora.targets names; its "
-            f"layers' names end in {known}"
+            f"layers' names end in {', '.join(ends)}"
         )
     settings = peft.LoraConfig(
         r=lora.rank,
@@ -136,6 +134,6 @@ def _try(model: nn.Module, input_px: int) -> None:
         names = [name for name, module in model.named_modules() if module in unused]
         ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
         raise EncoderError(
-            f"LoRA would do nothing in {len(names)} layers of {place}, the first {names[0]}: its "
-            f"code takes their weights without calling them; leave {ends} out of lora.targets"
+            f"LoRA would do nothing in {len(unused)} layers of {place}: its code takes their "
+            f"weights without calling them; leave {ends} out of lora.targets"
         )

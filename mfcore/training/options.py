@@ -32,16 +32,12 @@ class Lora:
     rank: Count = 16
     alpha: Positive = 16.0
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.1
-    targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
-
-    @field_validator("targets")
-    @classmethod
-    def _name_layers(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
-        if not targets or not all(target.strip() for target in targets):
-            raise ValueError(
-                f"{list(targets)} must name ends of layers' names, say {list(cls.targets)}"
-            )
-        return targets
+    targets: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] = (
+        "qkv",
+        "proj",
+        "fc1",
+        "fc2",
+    )
 
 
 @options

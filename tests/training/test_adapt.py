@@ -61,7 +61,7 @@ def test_every_transformer_with_a_card_has_the_layers_that_the_defaults_name(nam
     card = cards()[name]
     with torch.device("meta"):
         if name in GATED:
-            with pytest.raises(EncoderError, match=r"fc1, which lora.targets names; .* fc1_g \(1\), fc1_x \(1\)"):
+            with pytest.raises(EncoderError, match=r"fc1, which lora.targets names; .* fc1_g, fc1_x, "):
                 adapt.build_network(shallow(card), Lora(), pretrained=False)
             return
         if name in CONVOLUTIONAL:
@@ -269,7 +269,7 @@ def test_a_network_takes_images_of_other_sizes(lora):
             tiny_card(),
             Lora(targets=("query", "qkv", "key")),
             None,
-            r"no layers called query, key, .*proj \(2\), qkv \(1\)",
+            r"no layers called query, key, .*proj, qkv",
         ),
         (cards()["efficientnet_lite0"], Lora(targets=("conv_pw",)), None, "is a convolutional network: .*leave lora out"),
     ],
@@ -282,9 +282,7 @@ def test_what_cant_be_is_refused_with_its_reason(card, lora, input_px, message):
 def test_a_layer_whose_code_passes_lora_by_is_refused():
     """BEiT takes the weight of its qkv without calling the layer: LoRA there would train, and do nothing."""
     card = shallow(encoders.card_of("random:beit_base_patch16_224"), embed_dim=24, num_heads=3)
-    with pytest.raises(
-        EncoderError, match=r"nothing in 1 layers .* first blocks.0.attn.qkv: .*; leave qkv out of lora.targets"
-    ):
+    with pytest.raises(EncoderError, match=r"nothing in 1 layers .*; leave qkv out of lora.targets"):
         adapt.build_network(card, SMALL)
     adapt.build_network(card, dataclasses.replace(SMALL, targets=("proj", "fc1", "fc2")))
 
