@@ -133,9 +133,11 @@ def solve(
     n, n_dims = centred.shape
     sign = np.where(labels == 1, -1.0, 1.0)
 
+    def scores(weight: np.ndarray) -> np.ndarray:
+        return (centred @ weight.astype(np.float32)).astype(np.float64)  # (n,)
+
     def loss(weight: np.ndarray, bias: float) -> tuple[float, np.ndarray, float]:
-        product = (centred @ weight.astype(np.float32)).astype(np.float64)
-        margin = sign * (product + bias)  # (n,)
+        margin = sign * (scores(weight) + bias)  # (n,)
         pull = sign * expit(margin)  # (n,)
         gradient = (pull.astype(np.float32) @ centred).astype(np.float64) / n  # (n_dims,)
         return float(np.logaddexp(0, margin).mean()), gradient, float(pull.mean())
@@ -147,9 +149,8 @@ def solve(
     if not start > slope:
         return np.zeros(n_dims), bias, value, 0, 0.0
     direction = -gradient / start
-    along = (centred @ direction.astype(np.float32)).astype(np.float64)
     # So that the first step is of the order of one, whatever the features' unit.
-    scale = 1 / float(np.sqrt(np.mean(along**2)))
+    scale = 1 / float(np.sqrt(np.mean(scores(direction) ** 2)))
     # The loss bends by a quarter of the scores' variance at most, so that here the objective is
     # less than at zero.
     first = 4 * (start - slope) * scale * direction
