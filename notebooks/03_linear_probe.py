@@ -65,7 +65,8 @@ if encoder in study.settings.probe_audit and not scheme:
 # is an arm of its own, on the same folds.
 
 # %%
-others = [] if scheme else arms.fit_other_probes(study.settings, embeddings, study.folder)
+methods = () if scheme else study.settings.probe.also
+others = [arms.fit_probe(study.settings, embeddings, study.folder, method) for method in methods]
 print("further probes:", ", ".join(other.identity["name"] for other in others) or "none")
 
 # %% [markdown]

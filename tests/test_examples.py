@@ -79,7 +79,8 @@ def trained(folder, name):
     for encoder in study.settings.encoders:
         embeddings = encoders.embed(study.settings, encoder, study.folder)
         arms.fit_probe(study.settings, embeddings, study.folder)
-        arms.fit_other_probes(study.settings, embeddings, study.folder)
+        for method in study.settings.probe.also:
+            arms.fit_probe(study.settings, embeddings, study.folder, method)
     return mfcore.open_study(folder / "studies" / f"{name}.yaml", folder / "results")
 
 

@@ -102,7 +102,7 @@ def find(study: Study, encoder: str) -> store.Run:
     """The audit of an encoder's probe on the study's splits; else raises StoreError."""
     splits_run = study_data.find_splits(study.settings, study.folder)
     known = {"probe": study.settings.probe.linear, "splits": splits_run.key}
-    return store.find_known(study.folder, STAGE, encoder, known)
+    return store.find_run(study.folder, STAGE, encoder, known)
 
 
 def titles_of(run: store.Run) -> dict[str, str]:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -203,7 +203,7 @@ def runs(results: str | Path, stage: str = "*") -> list[Run]:
     return [run_at(file.parent) for file in sorted(Path(results).glob(f"{stage}-*/run.json"))]
 
 
-def _run(
+def run_by(
     results: str | Path, stage: str, name: str, config: Mapping, inputs: Mapping[str, str]
 ) -> Run:
     """The run of that identity, whatever there is of it."""
@@ -228,11 +228,11 @@ def open_run(
     """Open the folder of a run, new, begun or finished, and make it the current one.
 
     ``inputs`` names what the run reads: keys of earlier runs, checksums of files. known: what a
-    reader who doesn't know all of config and inputs looks for (`find_known`). Raises StoreError
+    reader who doesn't know all of config and inputs looks for (`last_opened`). Raises StoreError
     where the folder was made from something else, naming the keys that differ, and where a file of
     a finished run isn't as recorded.
     """
-    run = _run(results, stage, name, config, inputs)
+    run = run_by(results, stage, name, config, inputs)
     folder, identity = run.folder, run.identity
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another process may be at work in the folder
@@ -267,82 +267,33 @@ def find_run(
 ) -> Run:
     """The finished run of ``stage`` called ``name`` with this config and these inputs.
 
-    Without inputs it is the one that was opened last with this config, by whoever knows its inputs.
-    Raises StoreError, naming what differs in the nearest run, where there is none.
+    Without inputs it is the one that was opened last with this config, or with this ``known``, as
+    `last_opened`. Raises StoreError, naming what differs in the nearest run, where there is none.
     """
     if inputs is None:
-        return find_known(results, stage, name, config)
-    run = _run(results, stage, name, config, inputs)
-    if not run.done:
-        raise _missing(results, stage, name, {**inputs, **config})
-    return run_at(run.folder)
+        inputs, run = {}, last_opened(results, stage, name, config)
+    else:
+        run = run_by(results, stage, name, config, inputs)
+    if run and run.done:
+        return run_at(run.folder)
+    known, nearest = {**inputs, **config}, "run the notebook that makes it first"
+    for other in runs(results, stage):
+        if other.identity["name"] == name:
+            made_of = {**other.identity["inputs"], **other.identity["config"]}
+            shared = {key: made_of[key] for key in known if key in made_of}
+            reason = "; ".join(changes(shared, json.loads(json.dumps(known))))
+            nearest = f"{other.folder.name} is there, but {reason or 'it has other keys'}"
+    raise StoreError(f"no finished {stage!r} run {name!r} in {results}; {nearest}.")
 
 
-def find_known(results: str | Path, stage: str, name: str, known: Mapping) -> Run:
-    """The finished run that was opened last with this ``known`` (see `open_run`).
+def last_opened(results: str | Path, stage: str, name: str, known: Mapping) -> Run | None:
+    """The run that was opened last with this ``known`` (see `open_run`), or with this config.
 
-    Raises as `find_run`.
+    None where there is none, or it isn't finished.
     """
     pointer = _pointer(results, stage, name, known)
-    if not pointer.is_file():  # copied without it, say
-        named = [run for run in runs(results, stage) if run.identity["name"] == name]
-        if alike := [run for run in named if not _differing(run, known)]:
-            return current(alike)
-        raise _missing(results, stage, name, known)
-    folder = Path(results) / str(read_json(pointer).get("run"))
-    if not Run(folder, {}).done:
-        raise StoreError(
-            f"{folder}, the current {stage!r} run {name!r}, isn't finished; run its notebook again"
-        )
-    return run_at(folder)
-
-
-def _differing(run: Run, known: Mapping) -> list[str]:
-    """In what a run differs from ``known``, as far as it has the same keys."""
-    made_of = {**run.identity["inputs"], **run.identity["config"]}
-    shared = {key: made_of[key] for key in known if key in made_of}
-    return changes(shared, json.loads(json.dumps(known)))
-
-
-def _missing(results: str | Path, stage: str, name: str, known: Mapping) -> StoreError:
-    """The error for a run that doesn't exist; it says in what another run differs."""
-    nearest = "run the notebook that makes it first"
-    for run in runs(results, stage):
-        if run.identity["name"] == name:
-            reason = "; ".join(_differing(run, known)) or "it has other keys"
-            nearest = f"{run.folder.name} is there, but {reason}"
-    return StoreError(f"no finished {stage!r} run {name!r} in {results}; {nearest}.")
-
-
-def is_superseded(run: Run, known: Mapping) -> bool:
-    """Whether another run of its stage, name and ``known`` was opened later, finished or not."""
-    pointer = _pointer(run.folder.parent, run.identity["stage"], run.identity["name"], known)
-    named = read_json(pointer)["run"] if pointer.is_file() else run.folder.name
-    return named != run.folder.name and (run.folder.parent / named).is_dir()
-
-
-def current(
-    finished: list[Run], known: Callable[[Run], Mapping] = lambda run: run.identity["config"]
-) -> Run:
-    """Of finished runs of one stage and name, the one that was opened last.
-
-    known: what is known of a run (see `open_run`); by default its config. Raises StoreError, naming
-    them, where several could be meant.
-    """
-    named = []
-    for run in finished:
-        pointer = _pointer(
-            run.folder.parent, run.identity["stage"], run.identity["name"], known(run)
-        )
-        if pointer.is_file() and read_json(pointer)["run"] == run.folder.name:
-            named.append(run)
-    if len(named) == 1 or len(finished) == 1:
-        return (named or finished)[0]
-    folders = ", ".join(str(run.folder) for run in finished)
-    raise StoreError(
-        f"several finished runs could be meant: {folders}; remove all but one, or run the notebook "
-        "that makes it again, which names the current one"
-    )
+    folder = pointer.is_file() and Path(results) / read_json(pointer)["run"]
+    return run_at(folder) if folder and Run(folder, {}).done else None
 
 
 def read_embeddings(run: Run) -> tuple[np.ndarray, np.ndarray]:

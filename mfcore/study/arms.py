@@ -16,7 +16,13 @@ from mfcore.encoders.card import EncoderCard, EncoderError
 from mfcore.store.records import digest
 from mfcore.study import data, encoders, pretrained
 from mfcore.study.config import ConfigError, Network, OwnEncoder, Pretraining, Settings
-from mfcore.study.predictions import Arm, arms_of, training_settings
+from mfcore.study.predictions import (
+    Arm,
+    arms_of,
+    probe_config,
+    training_inputs,
+    training_settings,
+)
 
 if TYPE_CHECKING:
     from mfcore.training import probe
@@ -25,38 +31,22 @@ if TYPE_CHECKING:
 # ---- probes ----
 
 
-def fit_probe(study: Settings, embeddings: store.Run, results: Path) -> store.Run:
-    """Fit and test the probe on one encoder's finished embeddings, for every unit of the splits.
+def fit_probe(study: Settings, embeddings: store.Run, results: Path, method: str = "") -> store.Run:
+    """Fit and test a probe on one encoder's finished embeddings, for every unit of the splits.
 
-    As `mfcore.training.probe.fit_units`. Raises StoreError where an embedding can't be used.
+    method: one of ``probe.also``; "" for the linear one. As `mfcore.training.probe.fit_others` and
+    `fit_units`. Raises StoreError where an embedding can't be used.
     """
     from mfcore.training import probe
 
-    config = study.probe.linear
-    run = _opened("probe", study, embeddings, results, config, config)
+    config, name = probe_config(study, method), f"{embeddings.identity['name']} {method}".strip()
+    run = _opened("probe", name, study, embeddings, results, config, config)
     if run.done:
         return run
-    return probe.fit_units(probe_material(study, embeddings, results), run, study.probe)
-
-
-def fit_other_probes(study: Settings, embeddings: store.Run, results: Path) -> list[store.Run]:
-    """Fit and test the probes of ``probe.also`` on one encoder's finished embeddings.
-
-    As `mfcore.training.probe.fit_others`, a run each. Raises StoreError where an embedding can't be
-    used.
-    """
-    from mfcore.training import probe
-
-    runs = []
-    for method in study.probe.also:
-        config, encoder = {"method": method}, embeddings.identity["name"]
-        name = f"{encoder} {method}"
-        run = _opened("probe", study, embeddings, results, config, config, name)
-        if not run.done:
-            material = probe_material(study, embeddings, results)
-            probe.fit_others(material, run, method, study.splits.seed)
-        runs.append(run)
-    return runs
+    material = probe_material(study, embeddings, results)
+    if method:
+        return probe.fit_others(material, run, method, study.splits.seed)
+    return probe.fit_units(material, run, study.probe)
 
 
 def probe_audit_config(study: Settings) -> dict:
@@ -74,8 +64,9 @@ def audit_probe(study: Settings, embeddings: store.Run, results: Path) -> store.
     """
     from mfcore.training import estimators
 
-    known = {"probe": study.probe.linear}
-    run = _opened("probes", study, embeddings, results, probe_audit_config(study), known)
+    config, known = probe_audit_config(study), {"probe": study.probe.linear}
+    name = embeddings.identity["name"]
+    run = _opened("probes", name, study, embeddings, results, config, known)
     if run.done:
         return run
     material = probe_material(study, embeddings, results)
@@ -84,20 +75,20 @@ def audit_probe(study: Settings, embeddings: store.Run, results: Path) -> store.
 
 def _opened(
     stage: str,
+    name: str,
     study: Settings,
     embeddings: store.Run,
     results: Path,
     config: dict,
     known: dict,
-    name: str = "",
 ) -> store.Run:
     """The run of a stage that reads an encoder's embeddings."""
-    patches_run, splits_run = data.find_patches(study, results), data.find_splits(study, results)
-    runs = {"patches": patches_run, "splits": splits_run, "embeddings": embeddings}
-    inputs = {name: run.key for name, run in runs.items()}
-    known = {**known, "splits": splits_run.key}
-    name = name or embeddings.identity["name"]
-    return store.open_run(results, stage, name, config, inputs, known)
+    splits_key = data.find_splits(study, results).key
+    inputs = {"patches": data.find_patches(study, results).key, "splits": splits_key}
+    known = known | {"splits": splits_key}
+    return store.open_run(
+        results, stage, name, config, inputs | {"embeddings": embeddings.key}, known
+    )
 
 
 def probe_material(study: Settings, embeddings: store.Run, results: Path) -> "probe.Material":
@@ -146,8 +137,7 @@ def train(
 
     network, patches_run = study.network(network_name), data.find_patches(study, results)
     splits_run = data.find_splits(study, results, networks=True)
-    config = training_config(study, network, fold)
-    inputs = {"patches": patches_run.key, "splits": splits_run.key}
+    config, inputs = training_config(study, network, fold), training_inputs(study, results)
     known = training_settings(study, network, fold) | inputs
     run = store.open_run(results, "train", f"{network.name}-fold{fold}", config, inputs, known)
     if processes.here().as_first(run.done):
@@ -222,23 +212,14 @@ def slides_of(study: Settings, settings: Pretraining, data_folder: str | Path) -
     """The slides that a pretraining draws from, each a `mfcore.pretraining.slides.SlideFile`.
 
     The study's own, or the slides below ``settings.slides`` (in the data folder). Raises
-    PatchingError for a study of patches without slides and a folder without any, LabelError as
-    `labels.table.load`.
+    PatchingError for a folder without any, LabelError as `labels.table.load`.
     """
-    from mfcore.pretraining.slides import PatchingError, slides_in, slides_listed
+    from mfcore.pretraining.slides import slides_in, slides_listed
 
-    data_folder, by_scanner = Path(data_folder), study.data.um_per_px_by_scanner
-    place, um_per_px = f"pretraining[{settings.name}].slides", study.data.um_per_px
+    data_folder, um_per_px = Path(data_folder), study.data.um_per_px
     if settings.slides:
-        try:
-            return slides_in(data_folder / Path(settings.slides).expanduser(), um_per_px)
-        except PatchingError as error:
-            raise PatchingError(f"{place}: {error}") from None
-    if not study.source.has_slides:
-        raise PatchingError(
-            f"study {study.name!r} has patches and no slides to draw from; name a folder in {place}"
-        )
-    table = data.load_labels(study, data_folder)
+        return slides_in(data_folder / Path(settings.slides).expanduser(), um_per_px)
+    table, by_scanner = data.load_labels(study, data_folder), study.data.um_per_px_by_scanner
     return slides_listed(table, data_folder, lambda scanner: by_scanner.get(scanner, um_per_px))
 
 
@@ -249,10 +230,7 @@ def start_of(study: Settings, settings: Pretraining, results: Path) -> EncoderCa
     """
     if settings.start == "random":
         return None
-    try:
-        return encoders.card_of(study, settings.start, results)
-    except EncoderError as error:
-        raise EncoderError(f"pretraining[{settings.name}].start: {error}") from error
+    return encoders.card_of(study, settings.start, results)
 
 
 def example(

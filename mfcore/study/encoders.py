@@ -61,15 +61,22 @@ def find_embeddings(study: Settings, name: str, results: Path) -> store.Run:
     The current ones where the card isn't known here (`has_card_here`). Raises StoreError where
     there are none.
     """
-    source = {"patches": data.find_patches(study, results).key}
     if not has_card_here(study, name):
-        known = {"size_px": study.patches.size_px, **source}
-        return store.find_known(results, "embeddings", name, known)
+        inputs = {"patches": data.find_patches(study, results).key}
+        known = {"size_px": study.patches.size_px, **inputs}
+        return store.find_run(results, "embeddings", name, known)
     try:
-        config = embeddings_config(study, name, results)
+        made_of = embeddings_run(study, name, results).identity
     except EncoderError as error:  # not pretrained yet
         raise store.StoreError(str(error)) from error
-    return store.find_run(results, "embeddings", name, config, source)
+    return store.find_run(results, **made_of)
+
+
+def embeddings_run(study: Settings, name: str, results: Path) -> store.Run:
+    """The run of an encoder's embeddings by the card that the study has now, made or not."""
+    config = embeddings_config(study, name, results)
+    source = {"patches": data.find_patches(study, results).key}
+    return store.run_by(results, "embeddings", name, config, source)
 
 
 def embed(

@@ -26,9 +26,10 @@ from mfcore.study.predictions import (
     arms_of,
     external_config,
     external_sets,
-    features_inputs,
+    external_test,
     features_of,
     find_external,
+    find_kept,
 )
 from mfcore.study.study import Study
 
@@ -277,30 +278,21 @@ def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:
     arm that the study doesn't have, and EncoderError where the encoder isn't any more the one that
     the arm learned from.
     """
-    stored = find_external(study.settings, name, study.folder)
-    made_of = {"external": stored.key, "patches": study.patches.key}
-    kept = store.find_run(study.folder, "external-kept", name, {}, made_of)
-    units = _units(study, arm)
-    trained = {unit: arms.run_of(study.settings, study.runs, arm, unit) for unit in units}
-    inputs = {run.identity["name"]: run.key for run in trained.values()}
-    inputs |= {"external": stored.key, "kept": kept.key}
-    inputs |= features_inputs(study.settings, name, arms_of(study.settings)[arm])
-    run = store.open_run(
-        study.folder, "external-test", f"{name}-{arm}", {"shared": study.settings.shared}, inputs
-    )
+    settings, folder, known = study.settings, study.folder, arms_of(study.settings)
+    trained = {unit: arms.run_of(settings, study.runs, arm, unit) for unit in _units(study, arm)}
+    identity = external_test(settings, folder, study.runs, name, known[arm])
+    run = store.open_run(folder, *identity)
     if not run.done:
-        table, is_kept = _labels(stored, kept)
-        encoder = arms_of(study.settings)[arm].encoder
-        elsewhere = features_of(external_sets(study.settings)[name], encoder)
-        scores = arms.score(
-            study.settings, arm, trained, stored, study.folder, device, elsewhere=elsewhere
-        )
+        stored = find_external(settings, name, folder)
+        table, is_kept = _labels(stored, find_kept(settings, name, folder))
+        elsewhere = features_of(external_sets(settings)[name], known[arm].encoder)
+        scores = arms.score(settings, arm, trained, stored, folder, device, elsewhere)
         columns = ["patch_id", "slide_id", "case_id", "domain", "label"]
         tables = [
             table.loc[is_kept, columns].assign(
                 score=of_unit[is_kept], fold=unit.fold, size=unit.size
             )
-            for unit, of_unit in zip(units, scores, strict=True)
+            for unit, of_unit in zip(trained, scores, strict=True)
         ]
         store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
         run.finish(["predictions.parquet"], n_patches=int(is_kept.sum()))

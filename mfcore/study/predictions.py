@@ -7,6 +7,7 @@ Every metric is computed again from what each arm predicted, never read from a l
 import contextlib
 import itertools
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,27 +48,20 @@ def collect(study: Settings, results: Path) -> Collected:
     Sizes and domains that a network leaves out (``sizes, by_domain``) have no predictions, and are
     no failures. Raises StoreError where there are no splits, or no arm has predicted anything yet.
     """
-    reasons = _reasons(results)
-    parts = []  # arm, stage, fold, jobs whose failure is the reason that it lacks
+    reasons, runs, tables, failures = _reasons(results), current_runs(study, results), [], []
     for arm in arms_of(study).values():
-        if encoder := arm.encoder:
-            jobs = [
-                (encoder.partition("@")[0], "08", None),
-                *((encoder, n, None) for n in ("02", "03")),
-            ]
-            parts.append((arm, "probe", 0, jobs))
-            continue
-        for fold in range(study.splits.n_folds):
-            parts.append((arm, f"train, fold {fold}", fold, [(arm.name, "04", fold)]))
-    runs, tables, failures = current_runs(study, results), [], []
-    for arm, stage, fold, jobs in parts:
-        run, failed = runs.get(arm.run(fold)), any(job in reasons for job in jobs)
-        is_old = failed and arm.encoder and not encoders.has_card_here(study, arm.encoder)
-        if run and not is_old:
-            tables.append(load_arm(run, arm.name, arm.kind))
-        else:
-            reason = next((reasons[job] for job in jobs if job in reasons), "not run yet")
-            failures.append((arm.name, stage, reason))
+        for fold in range(1 if arm.encoder else study.splits.n_folds):
+            stage, jobs = f"train, fold {fold}", [(arm.name, "04", fold)]
+            if encoder := arm.encoder:
+                pretraining = encoder.partition("@")[0], "08", None
+                stage, jobs = "probe", [pretraining, (encoder, "02", None), (encoder, "03", None)]
+            failed = [reasons[job] for job in jobs if job in reasons]
+            run = runs.get(arm.run(fold))
+            is_old = failed and encoder and not encoders.has_card_here(study, encoder)
+            if run and not is_old:
+                tables.append(load_arm(run, arm.name, arm.kind))
+            else:
+                failures.append((arm.name, stage, [*failed, "not run yet"][0]))
     if not tables:
         what = f"no arm of study {study.name!r} has predictions yet"
         raise store.StoreError(f"{results}: {what}; run notebooks 02 to 04 first")
@@ -150,69 +144,54 @@ def arms_of(settings: Settings) -> dict[str, Arm]:
 def current_runs(study: Settings, results: Path) -> dict[str, store.Run]:
     """The current run of each probe (by arm) and training (``NETWORK-foldN``).
 
-    Made on the study's splits and by the study's settings. Raises StoreError where there are no
-    splits, or several runs of a name could be meant.
+    Made on the study's splits and by the study's settings, and opened last. Raises StoreError where
+    there are no splits.
     """
-    splits_key = data.find_splits(study, results).key
-    wanted = {}
-    for arm in arms_of(study).values():
-        if arm.kind == PROBE:
-            config = {"method": arm.method} if arm.method else study.probe.linear
-            wanted["probe", arm.name] = config, splits_key
+    splits_run, folds = data.find_splits(study, results), range(study.splits.n_folds)
+    wanted = {
+        arm.name: ("probe", probe_config(study, arm.method) | {"splits": splits_run.key})
+        for arm in arms_of(study).values()
+        if arm.encoder
+    }
     with contextlib.suppress(store.StoreError):  # networks' own folds, which nobody has drawn yet
-        splits_key = data.find_splits(study, results, networks=True).key
-        for network, fold in itertools.product(study.networks, range(study.splits.n_folds)):
-            settings = training_settings(study, network, fold)
-            wanted["train", f"{network.name}-fold{fold}"] = settings, splits_key
-    candidates: dict[str, list[store.Run]] = {}
-    for run in [*store.runs(results, "probe"), *store.runs(results, "train")]:
-        made, name = run.identity, run.identity["name"]
-        settings = {key: value for key, value in made["config"].items() if key != "card"}
-        of_study = wanted.get((made["stage"], name))
-        if of_study == (settings, made["inputs"].get("splits")) and _has_card(study, run):
-            candidates.setdefault(name, []).append(run)
-    known = {}
-    for name, runs in candidates.items():
-        if left := [run for run in runs if not store.is_superseded(run, _known(run))]:
-            known[name] = store.current(left, _known)
+        inputs = training_inputs(study, results)
+        for network, fold in itertools.product(study.networks, folds):
+            known = training_settings(study, network, fold) | inputs
+            wanted[f"{network.name}-fold{fold}"] = "train", known
+    current = {}
+    for name, (stage, known) in wanted.items():
+        run = store.last_opened(results, stage, name, known)
+        if run and _has_card(study, run):
+            current[name] = run
     for network in study.networks:  # an encoder of the user's own may have changed between folds
-        folds = [f"{network.name}-fold{fold}" for fold in range(study.splits.n_folds)]
-        made = sorted((known[fold].ended, fold) for fold in folds if fold in known)
-        cards = {fold: digest(known[fold].identity["config"].get("card")) for _, fold in made}
-        for fold in cards:
-            if cards[fold] != cards[made[-1][1]]:
-                del known[fold]
-    return known
+        names = [f"{network.name}-fold{fold}" for fold in folds]
+        runs = [current[name] for name in names if name in current]
+        cards = [run.identity["config"]["card"] for run in sorted(runs, key=lambda run: run.ended)]
+        for run in runs:
+            if run.identity["config"]["card"] != cards[-1]:
+                del current[run.identity["name"]]
+    return current
 
 
 def _has_card(study: Settings, run: store.Run) -> bool:
     """Whether a run was made with the card that the study has now.
 
-    True also where that card isn't known here (`encoders.has_card_here`), and for a probe whose
-    embeddings are gone.
+    True also where that card isn't known here (`encoders.has_card_here`).
     """
-    name, config, results = run.identity["name"], run.identity["config"], run.folder.parent
+    config = run.identity["config"]
     if run.identity["stage"] == "train":
         name = config["network"]["architecture"]
-        card = encoders.training_card_of(study, name) if name in cards() else None
-        return card is None or digest(config["card"]) == digest(card.identity())
-    name = name.removesuffix(f" {config.get('method')}")  # of a further probe
-    key = run.identity["inputs"].get("embeddings")
-    made = next(results.glob(f"embeddings-*-{key}/run.json"), None)
-    if made is None or not encoders.has_card_here(study, name):
+        return name not in cards() or digest(config["card"]) == digest(
+            encoders.training_card_of(study, name).identity()
+        )
+    name = run.identity["name"].removesuffix(f" {config.get('method')}")  # of a further probe
+    if not encoders.has_card_here(study, name):
         return True
     try:
-        config = encoders.embeddings_config(study, name, results)
+        key = encoders.embeddings_run(study, name, run.folder.parent).key
     except EncoderError:  # pretrained by another config
         return False
-    return digest(store.read_json(made)["config"]) == digest(config)
-
-
-def _known(run: store.Run) -> dict:
-    """What is known of an arm's run without its encoder, as the stage that made it has it."""
-    everything = {**run.identity["config"], **run.identity["inputs"]}
-    left_out = ("card",) if run.identity["stage"] == "train" else ("embeddings", "patches")
-    return {key: value for key, value in everything.items() if key not in left_out}
+    return run.identity["inputs"]["embeddings"] == key
 
 
 # ---- predictions and scores ----
@@ -231,7 +210,7 @@ def load_arm(run: store.Run, arm: str, kind: str) -> pd.DataFrame:
     predictions = store.read_parquet(run.path("predictions.parquet"))
     refuse_lost(predictions, labels)
     unit = ["train_domain", "fold", "size"]
-    n_train = table[table["role"] == "train"].groupby(unit).size().rename("n_train").reset_index()
+    n_train = table[table["role"] == "train"].groupby(unit).size().reset_index(name="n_train")
     cases = predictions["patch_id"].map(labels.set_index("patch_id")["case_id"])
     predictions = predictions.assign(case_id=cases).merge(n_train, how="left", on=unit)
     return predictions.assign(arm=arm, kind=kind)
@@ -265,20 +244,32 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     is_mixed = predictions["train_domain"] == ALL
     predictions = predictions.assign(domain=predictions["domain"].mask(is_mixed, ALL))
     keys = ["arm", "kind", "train_domain", "fold", "size", "domain"]
-    rows = []
-    for values, group in predictions.groupby(keys, sort=False, observed=True):
-        tested = np.sort(group["patch_id"].to_numpy())
-        rows.append(
-            {
-                **dict(zip(keys, values, strict=True)),
-                "n_train": int(group["n_train"].iloc[0]),
-                "n_test": len(group),
-                "n_test_slides": group["slide_id"].nunique(),
-                "tested": zlib.crc32(tested.tobytes()),
-                **binary.evaluate(group["label"].to_numpy(), group["score"].to_numpy()),
-            }
-        )
+    rows = [
+        {
+            **dict(zip(keys, values, strict=True)),
+            "n_train": int(fit["n_train"].iloc[0]),
+            "n_test": len(fit),
+            "n_test_slides": fit["slide_id"].nunique(),
+            "tested": zlib.crc32(np.sort(fit["patch_id"].to_numpy()).tobytes()),
+            **binary.evaluate(fit["label"].to_numpy(), fit["score"].to_numpy()),
+        }
+        for values, fit in predictions.groupby(keys, sort=False, observed=True)
+    ]
     return pd.DataFrame(rows)
+
+
+# ---- what decides a probe and a training ----
+
+
+def probe_config(study: Settings, method: str) -> dict:
+    """What decides a probe, besides its embeddings and splits; method: "" for the linear one."""
+    return {"method": method} if method else study.probe.linear
+
+
+def training_inputs(study: Settings, results: Path) -> dict[str, str]:
+    """The patches and splits that networks learn from, by their keys."""
+    splits_run = data.find_splits(study, results, networks=True)
+    return {"patches": data.find_patches(study, results).key, "splits": splits_run.key}
 
 
 def training_settings(study: Settings, network: Network, fold: int) -> dict:
@@ -334,23 +325,40 @@ def find_external(study: Settings, name: str, results: Path) -> store.Run:
     return store.find_run(results, "external", name, config)
 
 
+def find_kept(study: Settings, name: str, results: Path) -> store.Run:
+    """Which patches of an external set are tested on; raises StoreError before `external.cut`.
+
+    Facts: what it has in common with the study, ``shared_cases`` and ``identical``, and ``n_kept``.
+    """
+    patches, external = data.find_patches(study, results), find_external(study, name, results)
+    inputs = {"external": external.key, "patches": patches.key}
+    return store.find_run(results, "external-kept", name, {}, inputs)
+
+
 def features_of(settings: Settings, encoder: str) -> OwnEncoder | None:
     """The embeddings made elsewhere that a study file has under an encoder's name, or None."""
-    entries = [own for own in settings.own_encoders if own.name == encoder and own.features]
-    return entries[0] if entries else None
+    entries = (own for own in settings.own_encoders if own.name == encoder and own.features)
+    return next(entries, None)
 
 
-def features_inputs(study: Settings, name: str, arm: Arm) -> dict[str, str]:
-    """What a test on an external set depends on where the arm's embeddings were made elsewhere.
+def external_test(
+    study: Settings, results: Path, current: Mapping[str, store.Run], name: str, arm: Arm
+) -> data.Identity:
+    """The identity of the run that tests an arm on an external set.
 
-    Raises EncoderError for files that can't be read.
+    current: as `current_runs`. Raises KeyError where the arm isn't trained, StoreError before
+    `external.cut`, and EncoderError where embeddings made elsewhere can't be read.
     """
     from mfcore.encoders import features
 
+    trained = [arm.run(fold) for fold in range(study.splits.n_folds)]
+    inputs = {one: current[one].key for one in trained}
+    inputs["external"] = find_external(study, name, results).key
+    inputs["kept"] = find_kept(study, name, results).key
     own = features_of(external_sets(study)[name], arm.encoder)
-    if own is None or features_of(study, arm.encoder) is None:
-        return {}
-    return {"features": features.contract(Path(own.features))[1]}
+    if own and features_of(study, arm.encoder):
+        inputs["features"] = features.contract(Path(own.features))[1]
+    return "external-test", f"{name}-{arm.name}", {"shared": study.shared}, inputs
 
 
 def on_external_sets(study: Settings, results: Path) -> pd.DataFrame:
@@ -359,35 +367,16 @@ def on_external_sets(study: Settings, results: Path) -> pd.DataFrame:
     Of an arm's current runs on a set's current patches. No rows where the study has no such set, or
     no arm was tested yet.
     """
-    names = external_sets(study)
-    tests = store.runs(results, "external-test") if names else []
-    current, tables = current_runs(study, results) if tests else {}, []
+    names, tables = external_sets(study), []
+    current = current_runs(study, results) if names else {}
     for name, arm in itertools.product(names, arms_of(study).values()):
-        runs = [run for run in tests if run.identity["name"] == f"{name}-{arm.name}"]
-        try:
-            made_of = features_inputs(study, name, arm) if runs else {}
-        except EncoderError:  # embeddings made elsewhere that are gone: no test is of them
-            continue
-        if runs:
-            made_of["external"] = find_external(study, name, results).key
-        for run in runs:
-            inputs = dict(run.identity["inputs"])
-            trained = {key: one.key for key, one in current.items() if key in inputs}
-            inputs.pop("kept")
-            is_of_study = run.identity["config"] == {"shared": study.shared}
-            if is_of_study and trained and inputs == made_of | trained:
-                table = store.read_parquet(run.path("predictions.parquet"))
-                tables.append(table.assign(arm=arm.name, kind=arm.kind, tested_on=name))
+        with contextlib.suppress(KeyError, store.StoreError, EncoderError):  # not tested yet
+            test = store.find_run(results, *external_test(study, results, current, name, arm))
+            table = store.read_parquet(test.path("predictions.parquet"))
+            tables.append(table.assign(arm=arm.name, kind=arm.kind, tested_on=name))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def shared_with_external(study: Settings, results: Path) -> dict[str, dict]:
-    """By external set what it has in common with the study: ``shared_cases``, ``identical``,
-    ``n_kept``.
-    """
-    patches_key, shared = data.find_patches(study, results).key, {}
-    for name in external_sets(study):
-        made_of = {"external": find_external(study, name, results).key, "patches": patches_key}
-        run = store.find_run(results, "external-kept", name, {}, made_of)
-        shared[name] = run.record["facts"]
-    return shared
+    """By external set what it has in common with the study, as the facts of `find_kept`."""
+    return {name: find_kept(study, name, results).record["facts"] for name in external_sets(study)}

@@ -69,7 +69,8 @@ def ran(results, card, features, quality):
         right = labels.loc[ids, "label"].to_numpy()
         score = np.where(rng.random(len(ids)) < quality, right, 1 - right) * 0.5 + 0.25 + 0.1 * rng.random(len(ids))
         scores.append(splits.predictions(labels, unit, ids, score))
-    probe = store.open_run(results, "probe", card, STUDY.probe.linear, {"splits": splits_run.key, "embeddings": run.key})
+    config, inputs = STUDY.probe.linear, {"splits": splits_run.key}
+    probe = store.open_run(results, "probe", card, config, inputs | {"embeddings": run.key}, config | inputs)
     store.write_parquet(probe.path("predictions.parquet"), pd.concat(scores))
     probe.finish(["predictions.parquet"])
 

@@ -36,7 +36,8 @@ def write(folder, study: Settings = STUDY) -> store.Run:
     splits_run = study_data.find_splits(study, folder)
     table, material = splits.load(splits_run), patches.load(study_data.find_patches(study, folder))[0].set_index("patch_id")
     config = {"probe": study.probe.linear, "seed": 42, "estimators": ESTIMATORS}
-    run = store.open_run(folder, "probes", "made", config, {"splits": splits_run.key, "embeddings": embeddings.key})
+    inputs, known = {"splits": splits_run.key, "embeddings": embeddings.key}, {"probe": study.probe.linear}
+    run = store.open_run(folder, "probes", "made", config, inputs, known | {"splits": splits_run.key})
     predictions, fits = [], []
     for unit in splits.units(table):
         rng, ids = np.random.default_rng(unit.fold), splits.select(table, unit)["test"]

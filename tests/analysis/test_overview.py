@@ -54,7 +54,8 @@ def study(tmp_path) -> Study:
     store.write_csv(run.path("twins.csv"), splits_audit.twins(labels.assign(twin=twin, file="<f>.svs")))
     files, not_drawn = ["audit.csv", "schemes.csv", "twins.csv"], {"official": "no official test slides"}
     run.finish(files, not_drawn=not_drawn, remarks=["Something can't be seen."])
-    probe = store.open_run(tmp_path, "probe", "good", SETTINGS.probe.linear, {"splits": splits_run.key})
+    config, inputs = SETTINGS.probe.linear, {"splits": splits_run.key}
+    probe = store.open_run(tmp_path, "probe", "good", config, inputs, config | inputs)
     store.write_parquet(probe.path("predictions.parquet"), pd.concat(predictions))
     probe.finish(["predictions.parquet"])
     return Study(SETTINGS, tmp_path)

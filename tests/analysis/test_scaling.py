@@ -47,7 +47,8 @@ def probe(results, scheme, quality):
         ids = splits.select(table, unit)["test"]
         right = labels.set_index("patch_id").loc[ids, "label"].to_numpy()
         tables.append(splits.predictions(labels.set_index("patch_id"), unit, ids, 0.5 + quality * (right - 0.5)))
-    run = store.open_run(results, "probe", "good", STUDY.probe.linear, {"splits": splits_run.key})
+    config, inputs = STUDY.probe.linear, {"splits": splits_run.key}
+    run = store.open_run(results, "probe", "good", config, inputs, config | inputs)
     store.write_parquet(run.path("predictions.parquet"), pd.concat(tables))
     run.finish(["predictions.parquet"])
 

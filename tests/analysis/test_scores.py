@@ -118,7 +118,10 @@ def test_one_is_spoken_of_as_one(n, text):
 
 def finish(folder, stage, name, arm, config, inputs, predictions):
     """A finished run that predicted what ``arm`` did."""
-    run = store.open_run(folder, stage, name, config, inputs)
+    if stage == "train":
+        inputs = {"patches": study_data.find_patches(STUDY, folder).key} | inputs
+    known = {key: value for key, value in (config | inputs).items() if key not in ("card", "embeddings")}
+    run = store.open_run(folder, stage, name, config, inputs, known)
     part = predictions[predictions["arm"] == arm]
     store.write_parquet(run.path("predictions.parquet"), part.drop(columns=["arm", "kind", "n_train"]))
     return run.finish(["predictions.parquet"])
@@ -198,7 +201,6 @@ def test_collect_says_what_to_run_when_there_is_nothing(results):
         ({"validation": "drawn"}, {"validation": "drawn"}),
         ({"sampler": "released"}, {"sampler": "released"}),
         ({"augmentation": "released"}, {"augmentation": "released"}),
-        ({"card": {"mean": 0.1}}, None),
     ],
 )
 def test_a_training_under_another_switch_is_another_s(results, predictions, differing, switches):
@@ -207,9 +209,8 @@ def test_a_training_under_another_switch_is_another_s(results, predictions, diff
     own = stored.current_runs(STUDY, results)["net-fold0"].key
     other = finish(results, "train", "net-fold0", "net", trained(**differing), inputs, predictions).key
     assert stored.current_runs(STUDY, results)["net-fold0"].key == own
-    if switches:
-        flipped = replace(STUDY, switches=replace(STUDY.switches, **switches))
-        assert stored.current_runs(flipped, results)["net-fold0"].key == other
+    flipped = replace(STUDY, switches=replace(STUDY.switches, **switches))
+    assert stored.current_runs(flipped, results)["net-fold0"].key == other
 
 
 def test_clipping_matters_only_to_a_network_that_clips(results, predictions):
@@ -222,15 +223,15 @@ def test_clipping_matters_only_to_a_network_that_clips(results, predictions):
     assert "net-fold0" not in stored.current_runs(replace(flipped, networks=clips), results)
 
 
-def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions):
-    study = replace(STUDY, encoders=("vit_tiny_random",))
-    inputs = {"splits": study_data.find_splits(STUDY, results).key}
-    keys = {}
-    for which, card in (("own", encoders.card_of("vit_tiny_random").identity()), ("other", {"mean": 0.1})):
-        made = store.open_run(results, "embeddings", "vit_tiny_random", {"card": card, "size_px": 224}, {}).finish([])
-        source = inputs | {"embeddings": made.key}
-        keys[which] = finish(results, "probe", "vit_tiny_random", "good", STUDY.probe.linear, source, predictions).key
-    assert stored.current_runs(study, results)["vit_tiny_random"].key == keys["own"]
+@pytest.mark.parametrize(("card", "is_current"), [(None, True), ({"mean": 0.1}, False)])
+def test_a_probe_on_embeddings_of_another_card_is_another_s(results, predictions, card, is_current):
+    study, name = replace(STUDY, encoders=("vit_tiny_random",)), "vit_tiny_random"
+    config = {"card": card or encoders.card_of(name).identity(), "size_px": 224}
+    patches_key = study_data.find_patches(STUDY, results).key
+    made = store.open_run(results, "embeddings", name, config, {"patches": patches_key}).finish([])
+    inputs = {"splits": study_data.find_splits(STUDY, results).key, "embeddings": made.key}
+    finish(results, "probe", name, "good", STUDY.probe.linear, inputs, predictions)
+    assert (name in stored.current_runs(study, results)) == is_current
 
 
 def test_a_network_of_low_rank_is_of_its_own_kind_and_what_it_leaves_out_is_no_failure(results, predictions):

@@ -56,7 +56,7 @@ def test_the_base_is_the_study_at_the_full_size_on_two_arms():
 @pytest.mark.parametrize("switch", Switches.CHOICES)
 def test_a_switch_is_flipped_alone_and_paper_flips_all(switch):
     base, flipped = derived(STUDY, BASE), derived(STUDY, switch)
-    assert store.differences(as_dict(base), as_dict(flipped)) == [f"switches.{switch}"]
+    assert [name for name, *_ in store.differences(as_dict(base), as_dict(flipped))] == [f"switches.{switch}"]
     assert getattr(flipped.switches, switch) == getattr(MODES["paper"], switch)
     assert derived(STUDY, PAPER).switches == MODES["paper"]
 
@@ -196,7 +196,9 @@ def fit(study, switch, shift, first=0, n_folds=3):
         drawn.finish(["splits.parquet"])
     for fold in range(n_folds):
         config = study_arms.training_config(settings, settings.networks[0], fold)
-        run = store.open_run(study.folder, "train", f"net-fold{fold}", config, inputs | {"splits": drawn.key})
+        made_of = inputs | {"splits": drawn.key}
+        known = {key: value for key, value in config.items() if key != "card"} | made_of
+        run = store.open_run(study.folder, "train", f"net-fold{fold}", config, made_of, known)
         rng, labels = np.random.default_rng(fold), np.arange(40) % 2
         predicted = {"patch_id": first + 40 * fold + np.arange(40), "slide_id": "a", "domain": "d", "label": labels}
         scores = 1 / (1 + np.exp(-rng.normal(size=40) - shift * labels))

@@ -135,7 +135,7 @@ def rows_read(monkeypatch):
 def test_what_is_recorded_is_not_read_again(folder, tmp_path, monkeypatch, expected, small_batches):
     run = interrupted(folder, tmp_path, monkeypatch, after=9)
     assert {file.name for file in run.iterdir()} == {"begun.json", "patches.partial.npy", "progress.bin"}
-    with pytest.raises(store.StoreError, match="isn't finished"):
+    with pytest.raises(store.StoreError, match="no finished 'patches' run"):
         study_data.find_patches(STUDY, tmp_path)
     recorded = rows_recorded(run)
     assert 25 <= len(recorded) < N_PATCHES  # other batches may have got done meanwhile

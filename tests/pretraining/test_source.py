@@ -429,8 +429,6 @@ def test_slides_of_a_study_are_its_own_or_those_named(folder, tmp_path):
     with pytest.raises(PatchingError, match="no slide below it"):
         (tmp_path / "empty").mkdir()
         study_arms.slides_of(study, Pretraining("p", slides=str(tmp_path / "empty")), tmp_path)
-    with pytest.raises(PatchingError, match="has patches and no slides"):
-        study_arms.slides_of(Settings(name="s", title="s", data=Data(source="amibr")), Pretraining("p"), tmp_path)
 
 
 def test_what_is_said_of_a_folder_without_um_per_px_mends_it(tmp_path):

@@ -217,7 +217,8 @@ def test_other_probes_and_embeddings_made_elsewhere_are_tested_there_too(made, t
     for encoder in ("tiny", "colours"):
         embeddings = encoders.embed(study.settings, encoder, study.folder)
         arms.fit_probe(study.settings, embeddings, study.folder)
-        arms.fit_other_probes(study.settings, embeddings, study.folder)
+        for method in study.settings.probe.also:
+            arms.fit_probe(study.settings, embeddings, study.folder, method)
     reasons = external.test_all(study, "cpu").set_index("arm")["reason"]
     assert list(reasons.index) == ["colours", "colours knn", "colours mlp", "tiny", "tiny knn", "tiny mlp", "net"]
     of_colours = reasons[reasons.index.str.startswith("colours")]
@@ -263,7 +264,9 @@ def test_candidates_are_scored_by_the_other_probes(made, tmp_path):
     text = (folder / "studies" / "home.yaml").read_text()
     (folder / "studies" / "home.yaml").write_text(text.replace("cost: 1000", "cost: 1000, also: [simpleshot]"))
     study = opened(folder)
-    arms.fit_other_probes(study.settings, encoders.embed(study.settings, "tiny", study.folder), study.folder)
+    embeddings = encoders.embed(study.settings, "tiny", study.folder)
+    for method in study.settings.probe.also:
+        arms.fit_probe(study.settings, embeddings, study.folder, method)
     external.test(study, "away", "tiny simpleshot", "cpu")
     table = study.external_predictions
     of_fold = table[(table["arm"] == "tiny simpleshot") & (table["size"] == 1.0) & (table["fold"] == 1)]

@@ -120,8 +120,8 @@ def test_pretrained_again_it_is_not_taken_for_what_it_was(results):
     pretrain(results, seed=0)
     before = study_encoders.embed(STUDY, "own", results)
     study_data.write_splits(STUDY, results)
-    source = {"splits": study_data.find_splits(STUDY, results).key, "embeddings": before.key}
-    probe = store.open_run(results, "probe", "own", STUDY.probe.linear, source)
+    config, source = STUDY.probe.linear, {"splits": study_data.find_splits(STUDY, results).key}
+    probe = store.open_run(results, "probe", "own", config, source | {"embeddings": before.key}, config | source)
     store.write_parquet(probe.path("predictions.parquet"), pd.DataFrame({"score": [0.5]}))
     probe.finish(["predictions.parquet"])
     assert study_predictions.current_runs(STUDY, results)["own"].key == probe.key

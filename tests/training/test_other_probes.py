@@ -48,7 +48,8 @@ def test_further_probes_are_arms_of_their_own_and_leave_the_linear_one_as_it_is(
     file = folder / "little.yaml"
     file.write_text(file.read_text().replace("probe: {cost: 1000}", "probe: {cost: 1000, also: [knn, simpleshot, mlp]}"))
     study = opened(folder)
-    runs = arms.fit_other_probes(study.settings, study.embeddings("tiny"), study.folder)
+    embeddings, methods = study.embeddings("tiny"), study.settings.probe.also
+    runs = [arms.fit_probe(study.settings, embeddings, study.folder, method) for method in methods]
     assert [run.identity["name"] for run in runs] == ["tiny knn", "tiny simpleshot", "tiny mlp"]
     assert study.runs["tiny"].key == linear and not len(study.failures)
     tested = study.predictions.groupby("arm")["patch_id"].apply(lambda ids: sorted(set(ids)))

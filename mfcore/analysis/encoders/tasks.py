@@ -53,12 +53,11 @@ def runs(study: Study) -> dict[tuple[str, str], store.Run]:
 
     Of a task, those on the data of the run that was finished last.
     """
-    records = {kind: store.runs(study.folder, stage) for kind, stage in STAGES.items()}
     found = {
         (task.name, encoder): run
         for task in study.settings.tasks
         for encoder in study_tasks.encoders_of(study.settings, task)
-        if (run := _find(study, task, encoder, records[tasks_protocol.of(task).kind])) is not None
+        if (run := _find(study, task, encoder)) is not None
     }
     items = {}  # of each task, those that its last run was on
     for (task, _), run in sorted(found.items(), key=lambda item: item[1].ended):
@@ -66,26 +65,15 @@ def runs(study: Study) -> dict[tuple[str, str], store.Run]:
     return {of: run for of, run in found.items() if run.identity["inputs"]["items"] == items[of[0]]}
 
 
-def _find(
-    study: Study, task: TaskOptions, encoder: str, stored: list[store.Run]
-) -> store.Run | None:
+def _find(study: Study, task: TaskOptions, encoder: str) -> store.Run | None:
     try:
         config = study_tasks.config_of(study.settings, task.name, _card(study, encoder))
-        if config["card"] is None:  # what another machine knows of it decides nothing here
-            del config["card"]
     except (store.StoreError, encoders.EncoderError):
         return None
-
-    def known(run: store.Run) -> dict:
-        return {key: run.identity["config"][key] for key in config}
-
-    name = f"{task.name}.{encoder}"
-    alike = [
-        run
-        for run in stored
-        if run.identity["name"] == name and not store.changes(known(run), config)
-    ]
-    return store.current(alike, known) if alike else None
+    if config["card"] is None:  # what another machine knows of it decides nothing here
+        del config["card"]
+    stage = STAGES[tasks_protocol.of(task).kind]
+    return store.last_opened(study.folder, stage, f"{task.name}.{encoder}", config)
 
 
 def _card(study: Study, encoder: str) -> dict | None:

@@ -254,10 +254,11 @@ def _claim(folder: Path, config: dict) -> None:
     begun = folder / "begun.json"
     if begun.is_file():
         earlier = store.read_json(begun)
-        if keys := store.differences(earlier, config):
-            differing = [
-                f"{key} ({earlier.get(key)!r}, wanted {config.get(key)!r})" for key in keys
-            ]
+        differing = [
+            f"{key} ({was!r}, wanted {wanted!r})"
+            for key, was, wanted in store.differences(earlier, config)
+        ]
+        if differing:
             raise SyntheticError(
                 f"{folder} holds a synthetic data set made with other settings:"
                 f" {', '.join(differing)}. Remove it, or give another folder."

@@ -81,9 +81,9 @@ def test_without_a_probe_the_current_embeddings_of_the_study_s_patches_count(res
         results, "patches", study.name, store.read_json(next(results.glob("patches-*/run.json")))["config"]
     )
     for seed, source in ((3, patches.key), (4, "others")):
-        run = store.open_run(
-            results, "embeddings", "unprobed", {"seed": seed, "size_px": study.patches.size_px}, {"patches": source}
-        )
+        known = {"size_px": study.patches.size_px, "patches": source}
+        config = {"seed": seed, "size_px": study.patches.size_px}
+        run = store.open_run(results, "embeddings", "unprobed", config, {"patches": source}, known)
         with h5py.File(run.path("embeddings.h5"), "w") as out:
             out["features"] = features(seed=seed)
         run.finish(["embeddings.h5"])
