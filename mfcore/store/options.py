@@ -76,7 +76,7 @@ def repeated(names: Sequence[Any]) -> list[Any]:
 
 
 def _distinct(values: tuple) -> tuple:
-    if twice := repeated(values):
+    if twice := repeated([getattr(value, "name", value) for value in values]):
         raise ValueError(f"{twice[0]!r} stands twice; name each once")
     return values
 

@@ -1,66 +1,44 @@
 """YAML and JSON that people write: a key that stands twice is refused."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-MAX_TOLD = 10  # keys
-
 
 class TwiceError(ValueError):
-    """A text says a key twice, of which readers take the last; with keys and remedy."""
-
-    def __init__(self, keys: Sequence[str]):
-        super().__init__(f"said twice: {'; '.join(keys[:MAX_TOLD])}; keep one of each")
+    """A text says a key twice, of which readers take the last; with key and remedy."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML in which a mapping has each key once; what it takes over by ``<<`` it may say anew."""
 
-    def __init__(self, stream: str):
-        super().__init__(stream)
-        self.twice: list[str] = []
-
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # as written: nothing is taken over yet
-        line_of: dict[object, int] = {}
+        line_of: dict[str, int] = {}
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                name = (
-                    key.value
-                    if key.tag == "tag:yaml.org,2002:merge"
-                    else self.construct_object(key)
-                )
-                line = key.start_mark.line + 1
-                if name in line_of:
-                    self.twice.append(f"{name!r} on lines {line_of[name]} and {line}")
-                line_of.setdefault(name, line)
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in line_of:
+                lines = f"lines {line_of[name]} and {line}"
+                raise TwiceError(f"said twice: {name!r} on {lines}; keep one of each")
+            line_of[name] = line
         return node
 
 
-def read_yaml(text: str) -> object:
+def read_yaml(text: str) -> Any:
     """What a YAML text says; raises YAMLError, and TwiceError where a mapping has a key twice."""
-    loader = _Loader(text)
-    node = loader.get_single_node()
-    if loader.twice:
-        raise TwiceError(loader.twice)
-    return node and loader.construct_document(node)
+    return yaml.load(text, _Loader)
 
 
 def parse_json(text: str) -> Any:
     """What a JSON text says; raises JSONDecodeError, or TwiceError for a key twice in an object."""
-    twice: list[str] = []
+    return json.loads(text, object_pairs_hook=_unique)
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice.extend(f"{key!r} in one object" for key in content if keys.count(key) > 1)
-        return content
 
-    content = json.loads(text, object_pairs_hook=unique)
-    if twice:
-        raise TwiceError(twice)
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in content if keys.count(key) > 1)
+        raise TwiceError(f"said twice: {twice!r} in one object; keep one of each")
     return content

@@ -4,7 +4,7 @@ import typing
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from mfcore.data.labels.source import SOURCES, Source
 from mfcore.data.options import SCHEMES, Data, Patches, Splits
@@ -20,7 +20,6 @@ from mfcore.store.options import (
     Whole,
     among,
     options,
-    repeated,
 )
 from mfcore.tasks.protocol import TaskOptions
 from mfcore.training.options import Network, Probe
@@ -179,15 +178,6 @@ class Scales:
     n_folds: Count | None = None
 
 
-def _named_once(entries: tuple[Any, ...]) -> tuple[Any, ...]:
-    if twice := repeated([entry.name for entry in entries]):
-        raise ValueError(f"{twice[0]!r} stands twice; name each once")
-    return entries
-
-
-NamedOnce = AfterValidator(_named_once)
-
-
 @options
 class Settings:
     """One study: everything that decides its numbers. Made by `load_study`.
@@ -217,7 +207,7 @@ class Settings:
     mode: Literal["strict", "paper"] = "strict"
     switches: Switches = Switches()
     encoders: tuple[str, ...] = ()
-    own_encoders: Annotated[tuple[OwnEncoder, ...], NamedOnce] = ()
+    own_encoders: Annotated[tuple[OwnEncoder, ...], Distinct] = ()
     probe: Probe = Probe()
     inflation: Inflation = Inflation()
     conventions: str = ""
@@ -225,8 +215,8 @@ class Settings:
     networks: tuple[Network, ...] = ()
     effects: Effects = Effects()
     scales: Scales = Scales()
-    pretraining: Annotated[tuple[Pretraining, ...], NamedOnce] = ()
-    tasks: Annotated[tuple[TaskOptions, ...], NamedOnce] = ()
+    pretraining: Annotated[tuple[Pretraining, ...], Distinct] = ()
+    tasks: Annotated[tuple[TaskOptions, ...], Distinct] = ()
     test_on: tuple[str, ...] = ()
     shared: Literal["refuse", "drop"] = "refuse"
 
