@@ -22,7 +22,6 @@ from mfcore.encoders.card import EncoderError
 from mfcore.study import arms, data
 from mfcore.study.predictions import (
     ALL,
-    PROBE,
     arms_of,
     external_config,
     external_sets,
@@ -34,7 +33,6 @@ from mfcore.study.predictions import (
 from mfcore.study.study import Study
 
 SAME_UM_PER_PX = 0.05  # relative; slides of one scanner differ by 1 or 2 %
-MEASURED = ("auroc", "brier", "ece")
 MAX_NAMED = 10  # shared cases or patches in a message
 
 
@@ -51,45 +49,16 @@ class SharedError(ValueError):
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of candidates, and what is known of the arm that gave them.
+    """Scores of candidates, and what a user of them must know.
 
     table: the rows of the candidates' table, in its order and with all its columns, and ``score``
     (mean over the folds' probabilities of class 1), ``score_sd`` (their sample standard deviation,
-    NaN for one fold) and ``score_fold0`` and so on. facts: ``arm``, ``kind``, ``size``,
-    ``n_folds``, ``positive``; by metric of MEASURED the mean over the folds' own test patches;
-    ``um_per_px_said``: slides whose um/px the study says, not they; ``domains`` that the arm
-    learned from, ``other_domains`` of the candidates; ``auroc_across``: the mean over pairs of one
-    domain learned and another tested, NaN where the study has none.
+    NaN for one fold) and ``score_fold0`` and so on. sentences: of the arm, and of what it has and
+    hasn't seen.
     """
 
     table: pd.DataFrame
-    facts: dict
-
-    @property
-    def sentences(self) -> list[str]:
-        """What a user of the scores must know."""
-        facts = self.facts
-        lines = [
-            (
-                f"{len(self.table):,} candidates scored by {facts['arm']} ({facts['kind']}), the"
-                f" mean of {facts['n_folds']} folds; a score is the probability of"
-                f" {facts['positive']}."
-            ),
-            (
-                f"On the folds' own test patches: AUROC {facts['auroc']:.2f}, Brier score"
-                f" {facts['brier']:.3f}, expected calibration error {facts['ece']:.3f}."
-            ),
-        ]
-        if not np.isnan(facts["auroc_across"]):
-            across = facts["auroc_across"]
-            lines.append(f"Trained on one domain and tested on another: AUROC {across:.2f}.")
-        if facts["um_per_px_said"]:
-            names = ", ".join(facts["um_per_px_said"][:MAX_NAMED])
-            lines.append(f"Slides that don't state their um/px have the study's: {names}.")
-        if facts["other_domains"]:
-            names = ", ".join(facts["other_domains"])
-            lines.append(f"The arm has seen nothing of the domains {names}: expect worse scores.")
-        return lines
+    sentences: list[str]
 
 
 def predict(
@@ -127,10 +96,36 @@ def predict(
         rows["score_sd"] = scores.std(axis=0, ddof=1)
     for fold, of_fold in enumerate(scores):
         rows[f"score_fold{fold}"] = of_fold
-    facts = _facts(study, arm, size, len(scores), candidates)
-    said = stored.record["facts"]["um_per_px_said_by_study"] if "um_per_px" not in rows else []
-    facts["um_per_px_said"] = [f"{one['slide_id']} ({one['um_per_px']:g})" for one in said]
-    return Scored(rows, facts)
+    sentences = [
+        (
+            f"{len(rows):,} candidates scored by {arm} ({arms_of(settings)[arm].kind}), the mean of"
+            f" {len(scores)} folds; a score is the probability of {settings.data.positive}."
+        ),
+        *_tested(study, arm, size),
+    ]
+    said = stored.record["facts"]["um_per_px_said_by_study"]
+    if said and "um_per_px" not in rows:
+        names = ", ".join(f"{one['slide_id']} ({one['um_per_px']:g})" for one in said[:MAX_NAMED])
+        sentences.append(f"Slides that don't state their um/px have the study's: {names}.")
+    if unseen := sorted({*candidates["domain"]} - {"", *study.labels["domain"]}):
+        names = ", ".join(unseen)
+        sentences.append(f"The arm has seen nothing of the domains {names}: expect worse scores.")
+    return Scored(rows, sentences)
+
+
+def _tested(study: Study, arm: str, size: float) -> list[str]:
+    """How well an arm scores the folds' own test patches, and those of other domains."""
+    scores = study.scores[study.scores["arm"] == arm]
+    is_mixed = scores["train_domain"] == ALL
+    own = scores[is_mixed & (scores["size"] == size)]
+    across = scores[~is_mixed & (scores["train_domain"] != scores["domain"])]["auroc"].mean()
+    lines = [
+        f"On the folds' own test patches: AUROC {own['auroc'].mean():.2f}, Brier score"
+        f" {own['brier'].mean():.3f}, expected calibration error {own['ece'].mean():.3f}."
+    ]
+    if not np.isnan(across):
+        lines.append(f"Trained on one domain and tested on another: AUROC {across:.2f}.")
+    return lines
 
 
 def _cut(
@@ -155,40 +150,18 @@ def refuse_other_resolution(study: Study, table: pd.DataFrame, what: str) -> Non
     """
     if data.reading_of(study.settings).um_per_px is not None:
         return
-    known, new = study.labels["um_per_px"].dropna(), table["um_per_px"]
-    if known.empty and new.isna().all():
+    seen, new = np.unique(study.labels["um_per_px"].dropna()), table["um_per_px"].to_numpy()
+    is_seen = (abs(new[:, None] / seen - 1) < SAME_UM_PER_PX).any(axis=1)
+    if is_seen.all() or (not seen.size and np.isnan(new).all()):
         return
-    seen = np.unique(known)
-    is_seen = [(abs(value / seen - 1) < SAME_UM_PER_PX).any() for value in new]
-    other = table[~np.array(is_seen, dtype=bool)]
-    if len(other):
-        values, of_study = (
-            ", ".join(f"{value:g}" for value in np.unique(numbers)[:5]) or "nan"
-            for numbers in (other["um_per_px"], seen)
-        )
-        raise CandidateError(
-            f"{len(other):,} {what} are at {values} um/px (nan: unknown), the study learned"
-            f" from patches at {of_study}; bring them to that resolution"
-        )
-
-
-def _facts(study: Study, arm: str, size: float, n_folds: int, candidates: pd.DataFrame) -> dict:
-    """What is known of an arm; see `Scored`."""
-    settings, scores = study.settings, study.scores[study.scores["arm"] == arm]
-    tested = scores[(scores["train_domain"] == ALL) & (scores["size"] == size)]
-    across = scores[(scores["train_domain"] != ALL) & (scores["train_domain"] != scores["domain"])]
-    learned, new = sorted(set(study.labels["domain"])), set(candidates["domain"]) - {""}
-    return {
-        "arm": arm,
-        "kind": arms_of(settings)[arm].kind,
-        "size": size,
-        "n_folds": n_folds,
-        "positive": settings.data.positive,
-        **{name: float(tested[name].mean()) for name in MEASURED},
-        "auroc_across": float(across["auroc"].mean()),
-        "domains": learned,
-        "other_domains": sorted(new - set(learned)),
-    }
+    values, of_study = (
+        ", ".join(f"{value:g}" for value in np.unique(numbers)[:5]) or "nan"
+        for numbers in (new[~is_seen], seen)
+    )
+    raise CandidateError(
+        f"{(~is_seen).sum():,} {what} are at {values} um/px (nan: unknown), the study learned from"
+        f" patches at {of_study}; bring them to that resolution"
+    )
 
 
 # ---- external test sets ----
@@ -234,30 +207,32 @@ def _keep(study: Study, run: store.Run) -> store.Run:
     if not kept.done:
         (ours, _), (new, _) = patches.load(study.patches), patches.load(run)
         # A patch image of unknown case has its file's name for a case: equal names say nothing
-        ours, named = (table[table["case_id"] != table["file"]] for table in (ours, new))
-        cases = sorted(set(ours["case_id"]) & set(named["case_id"]))
+        cases = [set(table["case_id"][table["case_id"] != table["file"]]) for table in (ours, new)]
+        shared = sorted(set.intersection(*cases))
         known = set(map(patches.pixels, patches.each(study.patches))) - {b""}
         is_same = np.array([patches.pixels(patch) in known for patch in patches.each(run)])
-        is_shared = new["case_id"].isin(cases) | is_same
-        store.write_parquet(kept.path("kept.parquet"), new.loc[~is_shared, ["patch_id"]])
+        is_kept = ~(new["case_id"].isin(shared) | is_same)
+        store.write_parquet(kept.path("kept.parquet"), new.loc[is_kept, ["patch_id"]])
         ids = new.loc[is_same, "patch_id"].tolist()
-        kept.finish(
-            ["kept.parquet"], shared_cases=cases, identical=ids, n_kept=int((~is_shared).sum())
-        )
-    facts, (table, is_kept) = kept.record["facts"], _labels(run, kept)
-    counts = table.loc[is_kept, "label"].value_counts().reindex([0, 1], fill_value=0)
-    if study.settings.shared == "drop" and not counts.all():
+        facts = {"shared_cases": shared, "identical": ids, "n_kept": int(is_kept.sum())}
+        kept.finish(["kept.parquet"], **facts)
+    facts = kept.record["facts"]
+    shared, ids = facts["shared_cases"], facts["identical"]
+    if study.settings.shared == "drop":
+        table, is_kept = _labels(run, kept)
+        n_negative, n_positive = (int((table["label"][is_kept] == label).sum()) for label in (0, 1))
+        if not (n_negative and n_positive):
+            raise SharedError(
+                f"test_on: {name}: without the cases and patches that study {study.name!r} has,"
+                f" too, {n_positive:,} patches of the positive class and {n_negative:,} of the"
+                " negative are left; both are needed. Where other patients have the same names,"
+                " rename the cases"
+            )
+    elif shared or ids:
         raise SharedError(
-            f"test_on: {name}: without the cases and patches that study {study.name!r} has, too,"
-            f" {counts[1]:,} patches of the positive class and {counts[0]:,} of the negative are"
-            " left; both are needed. Where other patients have the same names, rename the cases"
-        )
-    if (facts["shared_cases"] or facts["identical"]) and study.settings.shared != "drop":
-        cases, same = facts["shared_cases"], facts["identical"]
-        raise SharedError(
-            f"test_on: {name}: {len(cases)} cases are in study {study.name!r}, too"
-            f" ({', '.join(cases[:MAX_NAMED])}), and {len(same)} patches have the pixels of one of"
-            f" its patches ({', '.join(map(str, same[:MAX_NAMED]))}); leave them out by shared:"
+            f"test_on: {name}: {len(shared)} cases are in study {study.name!r}, too"
+            f" ({', '.join(shared[:MAX_NAMED])}), and {len(ids)} patches have the pixels of one of"
+            f" its patches ({', '.join(map(str, ids[:MAX_NAMED]))}); leave them out by shared:"
             " drop, or, where other patients have the same names, rename the cases"
         )
     return kept
@@ -279,24 +254,25 @@ def test(study: Study, name: str, arm: str, device: str = "auto") -> store.Run:
     the arm learned from.
     """
     settings, folder, known = study.settings, study.folder, arms_of(study.settings)
-    trained = {unit: arms.run_of(settings, study.runs, arm, unit) for unit in _units(study, arm)}
-    identity = external_test(settings, folder, study.runs, name, known[arm])
-    run = store.open_run(folder, *identity)
-    if not run.done:
-        stored = find_external(settings, name, folder)
-        table, is_kept = _labels(stored, find_kept(settings, name, folder))
-        elsewhere = features_of(external_sets(settings)[name], known[arm].encoder)
-        scores = arms.score(settings, arm, trained, stored, folder, device, elsewhere)
-        columns = ["patch_id", "slide_id", "case_id", "domain", "label"]
-        tables = [
-            table.loc[is_kept, columns].assign(
-                score=of_unit[is_kept], fold=unit.fold, size=unit.size
-            )
-            for unit, of_unit in zip(trained, scores, strict=True)
-        ]
-        store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
-        run.finish(["predictions.parquet"], n_patches=int(is_kept.sum()))
-    return run
+    sizes = [one.sizes for one in settings.networks if one.name == arm and one.sizes]
+    folds = range(settings.splits.n_folds)
+    of_all = itertools.product(*sizes or [settings.splits.sizes], folds)
+    units = [splits.Unit(ALL, fold, size) for size, fold in of_all]
+    trained = {unit: arms.run_of(settings, study.runs, arm, unit) for unit in units}
+    run = store.open_run(folder, *external_test(settings, folder, study.runs, name, known[arm]))
+    if run.done:
+        return run
+    stored = find_external(settings, name, folder)
+    table, is_kept = _labels(stored, find_kept(settings, name, folder))
+    elsewhere = features_of(external_sets(settings)[name], known[arm].encoder)
+    scores = arms.score(settings, arm, trained, stored, folder, device, elsewhere)
+    table = table.loc[is_kept, ["patch_id", "slide_id", "case_id", "domain", "label"]]
+    tables = [
+        table.assign(score=of_unit[is_kept], fold=unit.fold, size=unit.size)
+        for unit, of_unit in zip(units, scores, strict=True)
+    ]
+    store.write_parquet(run.path("predictions.parquet"), pd.concat(tables, ignore_index=True))
+    return run.finish(["predictions.parquet"], n_patches=len(table))
 
 
 def test_all(study: Study, device: str = "auto") -> pd.DataFrame:
@@ -312,14 +288,3 @@ def test_all(study: Study, device: str = "auto") -> pd.DataFrame:
         except (EncoderError, store.StoreError) as error:
             rows.append((name, arm, str(error)))
     return pd.DataFrame(rows, columns=["tested_on", "arm", "reason"])
-
-
-def _units(study: Study, arm: str) -> list[splits.Unit]:
-    """What an arm was trained on over all domains: every size that it has, and every fold."""
-    settings, sizes = study.settings, study.settings.splits.sizes
-    known = arms_of(settings).get(arm)
-    if known is None or known.kind != PROBE:
-        sizes = settings.network(arm).sizes or sizes
-    return [
-        splits.Unit(ALL, fold, size) for size in sizes for fold in range(settings.splits.n_folds)
-    ]
