@@ -31,17 +31,16 @@ def environment() -> dict:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
         command = ["git", *arguments]
-        try:
-            return subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
-            ).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return None
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.check_output(
+                command, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
+            ).strip()
+        return None
 
+    folder = Path(__file__).parent
     changes = git("status", "--porcelain", "--", str(folder))
     return {
         "python": platform.python_version(),

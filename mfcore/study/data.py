@@ -182,8 +182,7 @@ def looked_at(study: Settings, folder: Path, n_workers: int = 1) -> pd.DataFrame
     Reads no px. Raises LabelError and PatchError for data that can't be used, ConfigError as
     `refuse_enlarged`.
     """
-    table = load_labels(study, folder)
-    looked = patches_read.look(table, Path(folder), reading_of(study), n_workers)
+    looked = patches_read.look(load_labels(study, folder), folder, reading_of(study), n_workers)
     refuse_enlarged(study, looked)
     return looked
 
@@ -211,14 +210,6 @@ def write_twins(study: Settings, results: Path) -> store.Run:
         n_groups = int((twins["twin"].value_counts() > 1).sum())
         run.finish(["twins.parquet"], n_groups=n_groups, n_cases_across_domains=n_across)
     return run
-
-
-def find_twins(study: Settings, results: Path) -> store.Run | None:
-    """The run of `write_twins` on the study's patches; None where there is none yet."""
-    try:
-        return store.find_run(results, *_twins(study, results))
-    except store.StoreError:
-        return None
 
 
 def labels_with_twins(study: Settings, results: Path) -> pd.DataFrame:
@@ -271,9 +262,8 @@ def check_splits(study: Settings, table: pd.DataFrame) -> None:
 
     table: as `looked_at`. Raises SplitError where the study's sizes and folds ask for more.
     """
-    schemes = [scheme_of(study, networks) for networks in (False, True)]
-    for scheme in schemes[: 1 if study.switches.shared_splits else 2]:
-        splits.make(table.sort_values("patch_id"), scheme)
+    for networks in {False, not study.switches.shared_splits}:
+        splits.make(table.sort_values("patch_id"), scheme_of(study, networks))
 
 
 def splits_config(study: Settings, networks: bool = False) -> dict:
@@ -288,8 +278,9 @@ def _splits(study: Settings, results: Path, networks: bool) -> Identity:
     name = study.switches.scheme
     if networks and not study.switches.shared_splits:
         name += "_networks"
-    inputs, twins = {"patches": find_patches(study, results).key}, find_twins(study, results)
-    if twins is not None and not scheme_of(study).is_released:
+    identity = _twins(study, results)
+    inputs, twins = dict(identity[-1]), store.run_by(results, *identity)
+    if twins.done and not scheme_of(study).is_released:
         facts, by_case = twins.record["facts"], study.switches.split_by in ("slide", "official")
         if facts["n_groups"] or (by_case and facts["n_cases_across_domains"]):
             inputs["twins"] = twins.key

@@ -2,7 +2,7 @@
 and claims.
 """
 
-import ast
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +16,8 @@ from mfcore.data import splits
 from mfcore.encoders.card import EncoderCard
 from mfcore.study import data, encoders, predictions, pretrained
 from mfcore.study.config import ConfigError, Settings, load_study
+
+PARAMETER = re.compile(r"^(\w+) *=", re.MULTILINE)  # what a cell of parameters sets
 
 
 class Study:
@@ -138,15 +140,9 @@ def open_study(
     cells = (parameters or {}).get("In", [])  # as IPython keeps what it ran
     for before, given in pairwise(cells):
         if given.startswith("# Parameters"):  # papermill's cell, after the notebook's own
-            known = _assigned(before)
-            if unknown := [name for name in _assigned(given) if name not in known]:
+            known = PARAMETER.findall(before)
+            if unknown := [name for name in PARAMETER.findall(given) if name not in known]:
                 names = f"{', '.join(unknown)}; it has {', '.join(known)}"
                 raise ConfigError(f"the notebook has no parameter {names}")
     settings = load_study(file)
     return Study(settings, Path(results) / settings.name)
-
-
-def _assigned(code: str) -> list[str]:
-    """The names that a cell of parameters sets."""
-    names = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
-    return [name.id for name in names if isinstance(name.ctx, ast.Store)]

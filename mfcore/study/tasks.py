@@ -63,9 +63,9 @@ def judge(
     files.write()
     config = config_of(study, task, card.identity())
     known = {key: value for key, value in config.items() if key != "card"}
-    stage, work = classification.STAGE, classification.judge
-    if registry.get(task).is_segmentation:
-        stage, work = segmentation.STAGE, segmentation.segment
+    is_segmentation = registry.get(task).is_segmentation
+    stage = (segmentation if is_segmentation else classification).STAGE
+    work = segmentation.segment if is_segmentation else classification.judge
     run = store.open_run(results, stage, f"{task}.{encoder}", config, inputs, known)
     return run if run.done else work(data, card, by, run, study.splits.seed, device)
 
@@ -82,18 +82,18 @@ def judge_all(
     An encoder without weights stops no other; the reasons are kept, see `refusals`. Raises the
     last EncoderError where no encoder can be had, and as `judge`.
     """
-    rows, refused = [], []
+    reasons, last = {}, None
     for name in encoders_of(study, study.task(task)):
+        reasons[name] = ""
         try:
             judge(study, task, name, data_folder, results, device)
-            rows.append((name, True, ""))
         except EncoderError as error:
-            refused.append(error)
-            rows.append((name, False, " ".join(str(error).split())))
-    table = pd.DataFrame(rows, columns=["encoder", "judged", "reason"])
+            reasons[name], last = " ".join(str(error).split()), error
+    table = pd.DataFrame(reasons.items(), columns=["encoder", "reason"])
+    table.insert(1, "judged", table["reason"] == "")
     store.write_csv(results / REFUSALS.format(task), table)
-    if refused and len(refused) == len(rows):
-        raise refused[-1]
+    if last and not table["judged"].any():
+        raise last
     return table
 
 
@@ -103,7 +103,7 @@ def refusals(results: Path, task: str) -> dict[str, str]:
     if not file.is_file():
         return {}
     table = pd.read_csv(file, keep_default_na=False)
-    return dict(table.loc[~table["judged"], ["encoder", "reason"]].itertuples(index=False))
+    return table[~table["judged"]].set_index("encoder")["reason"].to_dict()
 
 
 # ---- for a sweep ----
