@@ -461,7 +461,6 @@ def test_a_real_slide(tmp_path):
 
 def test_twins_of_stored_patches_are_looked_for_once(tmp_path, monkeypatch):
     study = Settings("t", "t", Data("midog"))
-    assert study_data.find_twins(study, tmp_path) is None
     run = store.open_run(tmp_path, "patches", "t", study_data.patches_config(study), {})
     table = pd.DataFrame({"patch_id": range(4), "case_id": list("aabb"), "domain": list("xyzz"), "label": [0, 1, 0, 1]})
     store.write_parquet(run.path("labels.parquet"), table)
@@ -470,7 +469,8 @@ def test_twins_of_stored_patches_are_looked_for_once(tmp_path, monkeypatch):
     np.save(run.path("patches.npy"), made)
     run.finish(["labels.parquet", "patches.npy"])
     assert study_data.labels_with_twins(study, tmp_path)["twin"].tolist() == [0, 1, 2, 0]
-    assert study_data.find_twins(study, tmp_path).record["facts"] == {"n_groups": 1, "n_cases_across_domains": 1}
+    facts = study_data.write_twins(study, tmp_path).record["facts"]
+    assert facts == {"n_groups": 1, "n_cases_across_domains": 1}
     monkeypatch.setattr(patches, "twins", None)
     assert study_data.labels_with_twins(study, tmp_path)["twin"].tolist() == [0, 1, 2, 0]
 
