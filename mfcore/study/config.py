@@ -93,16 +93,10 @@ def _read(path: Path) -> dict:
         raise ConfigError(f"{path}: no such study file; studies in its folder: {known}")
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        where = f"byte {error.start + 1}"
-        raise ConfigError(f"{path}: not UTF-8 ({where}); save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    except TwiceError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, TwiceError) as error:
+        raise ConfigError(f"{path}: not YAML in UTF-8: {error}") from error
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ConfigError(f"{path}: a study is a mapping of keys, this is {kind}")
+        raise ConfigError(f"{path}: a study is a mapping of keys, this is {type(content).__name__}")
     return content
 
 

@@ -85,8 +85,8 @@ class Switches:
     def scheme(self) -> str:
         """The way to split, by its name in SCHEMES; an uncommon mix has a name that says both."""
         mix = {"split_by": self.split_by, "stratified": self.stratified}
-        names = [name for name, switches in SCHEMES.items() if switches == mix]
-        return names[0] if names else f"{self.split_by}_unstratified"
+        names = (name for name, switches in SCHEMES.items() if switches == mix)
+        return next(names, f"{self.split_by}_unstratified")
 
 
 Switches.CHOICES = {
