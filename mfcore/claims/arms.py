@@ -3,6 +3,7 @@
 The arms are the paper's where the study has them, else arms that stand in.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 
@@ -48,103 +49,63 @@ def _choose(material: Material, name: str, stand_in: bool) -> Choice:
         return _of_the_paper(material, name, stand_in)
     encoder, _, is_adapted = name.partition(" ")
     if is_adapted:
-        names = [
-            arm for arm in lora(material).names if material.networks[arm].architecture == encoder
-        ][:1]
-        return Choice(names, [] if names else [f"{encoder} is not adapted by LoRA in this study"])
-    return (
-        Choice([encoder])
-        if has_probe(material, encoder)
-        else Choice([], [f"{encoder}: {material.missing(encoder)}"])
+        every = networks(material, by_lora=True).names
+        names = [arm for arm in every if material.networks[arm].architecture == encoder][:1]
+        return _known(names, f"{encoder} is not adapted by LoRA in this study")
+    return _known(
+        [encoder] * (encoder in material.probes), f"{encoder}: {material.missing(encoder)}"
     )
 
 
-def network(material: Material) -> Choice:
+def _known(names: list[str], lacking: str) -> Choice:
+    return Choice(names, [] if names else [lacking])
+
+
+def networks(material: Material, by_lora: bool = False) -> Choice:
+    """Every network that has scores: trained end to end, or adapted by LoRA."""
+    every = material.networks.values()
+    names = [n.name for n in every if n.name in material.scored and bool(n.lora) == by_lora]
+    how = "adapted by LoRA" if by_lora else "trained end to end"
+    return _known(names, f"no network {how} has scores here")
+
+
+def _preferred(
+    material: Material, every: Choice, architectures: Collection[str], lacking: str
+) -> Choice:
+    """Of networks those of some architectures, or else all, which stand in and settle nothing."""
+    names = every.names
+    preferred = [name for name in names if material.networks[name].architecture in architectures]
+    if preferred or not names:
+        return replace(every, names=preferred)
+    return Choice(names, [f"{lacking} ({', '.join(names)} instead)"])
+
+
+def _network(material: Material) -> Choice:
     """The first ResNet50 trained end to end, or else the first other network."""
-    every = networks(material)
-    resnets = [name for name in every.names if material.networks[name].architecture == "resnet50"]
-    if every.names and not resnets:
-        return Choice(
-            every.names[:1], [f"no ResNet50 trained end to end here ({every.names[0]} stands in)"]
-        )
-    return replace(every, names=resnets[:1])
+    lacking = "no ResNet50 trained end to end here"
+    choice = _preferred(material, networks(material), {"resnet50"}, lacking)
+    return replace(choice, names=choice.names[:1])
 
 
-def networks(material: Material) -> Choice:
-    """Every network trained end to end."""
-    return _scored(
-        material,
-        [n.name for n in material.settings.networks if not n.lora],
-        "network trained end to end",
-    )
+def _adapted(material: Material) -> Choice:
+    """The foundation models of pathology adapted by LoRA, or else the other networks adapted."""
+    every = cards().values()
+    pathology = {card.name for card in every if card.learnt_from_slides and not card.variant_of}
+    lacking = "no foundation model was adapted here"
+    return _preferred(material, networks(material, by_lora=True), pathology, lacking)
 
 
-def lora(material: Material) -> Choice:
-    """Every network adapted by LoRA."""
-    return _scored(
-        material, [n.name for n in material.settings.networks if n.lora], "network adapted by LoRA"
-    )
-
-
-def probes(material: Material) -> Choice:
-    """Every probe but the controls with random weights."""
-    return _scored(
-        material,
-        [name for name in material.settings.encoders if not _is_random(material, name)],
-        "probe",
-    )
-
-
-def _scored(material: Material, names: list[str], kind: str) -> Choice:
-    names = [name for name in names if name in material.arms]
-    return Choice(names, [] if names else [f"no {kind} has scores here"])
-
-
-def lora_of_the_paper(material: Material) -> Choice:
+def _lora_of_the_paper(material: Material) -> Choice:
     """Every network adapted by LoRA, barred where none is a foundation model of the paper."""
-    names = lora(material).names
-    has_one = any(
-        material.networks[name].architecture in rows.facts("arms")["foundation"] for name in names
-    )
-    return Choice(names, [] if has_one else ["no foundation model of the paper was adapted here"])
+    every, paper = networks(material, by_lora=True), rows.facts("arms")["foundation"]
+    lacking = "no foundation model of the paper was adapted here"
+    return replace(_preferred(material, every, paper, lacking), names=every.names)
 
 
-def adapted(material: Material) -> Choice:
-    """The foundation models of pathology adapted by LoRA, or else the other networks adapted by
-    LoRA, which stand in.
-    """
-    every = lora(material)
-    names = [name for name in every.names if material.networks[name].architecture in pathology()]
-    if every.names and not names:
-        return Choice(
-            every.names,
-            [f"no foundation model was adapted here ({', '.join(every.names)} instead)"],
-        )
-    return replace(every, names=names)
-
-
-def pathology() -> set[str]:
-    """Names of the encoders that have learnt from slides."""
-    return {
-        name for name, card in cards().items() if card.learnt_from_slides and not card.variant_of
-    }
-
-
-def has_probe(material: Material, encoder: str) -> bool:
-    """Whether an encoder's probe has scores; a network of that name is no probe."""
-    return encoder in material.arms and encoder in material.settings.encoders
-
-
-def _of_the_paper(material: Material, group: str, stand_in: bool) -> Choice:
-    wanted, is_imagenet = rows.facts("arms")[group], group == "imagenet"
-    present = [name for name in wanted if has_probe(material, name)]
-    missing = [f"{name} ({material.missing(name)})" for name in wanted if name not in present]
-    if present:
-        return Choice(present, partial=[f"without {', '.join(missing)}"] if missing else [])
-    others = probes(material).names if stand_in and not is_imagenet else []
-    kind = "ImageNet encoders" if is_imagenet else "foundation models"
-    text = f" ({', '.join(others)} stand{'s' * (len(others) == 1)} in)" if others else ""
-    return Choice(others, [f"none of the paper's {kind} has scores here{text}"])
+def _probes(material: Material) -> Choice:
+    """Every probe but the controls with random weights."""
+    names = [name for name in material.probes if not _is_random(material, name)]
+    return _known(names, "no probe has scores here")
 
 
 def _is_random(material: Material, name: str) -> bool:
@@ -155,13 +116,24 @@ def _is_random(material: Material, name: str) -> bool:
     return card is not None and card.source == "random"
 
 
+def _of_the_paper(material: Material, group: str, stand_in: bool) -> Choice:
+    wanted = rows.facts("arms")[group]
+    present = [name for name in wanted if name in material.probes]
+    missing = [f"{name} ({material.missing(name)})" for name in wanted if name not in present]
+    if present:
+        return Choice(present, partial=[f"without {', '.join(missing)}"] * bool(missing))
+    others = _probes(material).names if stand_in and group != "imagenet" else []
+    text = f"none of {', '.join(wanted)} has scores here"
+    return Choice(others, [text + f" ({', '.join(others)} instead)" * bool(others)])
+
+
 GROUPS = {
-    "network": network,
+    "network": _network,
     "networks": networks,
-    "lora": lora,
-    "lora of the paper": lora_of_the_paper,
-    "adapted": adapted,
-    "probes": probes,
+    "lora": lambda material: networks(material, by_lora=True),
+    "lora of the paper": _lora_of_the_paper,
+    "adapted": _adapted,
+    "probes": _probes,
     "own probe": lambda material: Choice(),  # `pairs` takes the probe of each adapted encoder
 }
 
@@ -177,14 +149,12 @@ def no_domains(row: Row, material: Material) -> list[str]:
 
 def trained_sizes(row: Row, material: Material, names: list[str]) -> tuple[list[float], Choice]:
     """The sizes at which all networks among ``names`` were trained; partial where some lack."""
-    networks = [name for name in names if name in material.networks]
-    sizes = [
-        size for size in material.sizes if all(len(material.at(name, size)) for name in networks)
-    ]
+    trained = [name for name in names if name in material.networks]
+    sizes = [s for s in material.sizes if all(len(material.at(name, s)) for name in trained)]
     missing = [f"{percent(size)} %" for size in material.sizes if size not in sizes]
-    if row.at not in ("each", "below full") or not missing:
-        return sizes, Choice()
-    return sizes, Choice(partial=[f"{', '.join(networks)} not trained at {', '.join(missing)}"])
+    is_partial = missing and row.at in ("each", "below full")
+    text = f"{', '.join(trained)} not trained at {', '.join(missing)}"
+    return sizes, Choice(partial=[text] if is_partial else [])
 
 
 def places_of(
@@ -197,15 +167,13 @@ def places_of(
         "first": every[:1],
         "before full": every[-2:-1],
         "gain": ["gain"] * (len(every) > 1),
+        "each": sizes,
+        "below full": [size for size in sizes if size < every[-1]],
     }
-    named |= {"each": sizes, "below full": [size for size in sizes if size < every[-1]]}
     if material.crossed.empty:
         named |= dict.fromkeys(DOMAIN_TITLES, ())
-    return [
-        place
-        for part in (at if isinstance(at, list) else [at])
-        for place in named.get(part, [part])
-    ]
+    parts = at if isinstance(at, list) else [at]
+    return [place for part in parts for place in named.get(part, [part])]
 
 
 def pairs(
@@ -214,18 +182,16 @@ def pairs(
     """The pairs of a row: of arms ``first`` with ``second``, or of ``first`` with one another."""
     if row.at in CELLS:
         return [pair for arm in first for pair in _cells(material, arm, row.at)]
-    couples = combinations(first, 2)
-    if row.less:
-        couples = [(arm, arm) for arm in first]
-    elif row.second == "own probe":
-        encoders = {arm: material.networks[arm].architecture for arm in first}
-        couples = [couple for couple in encoders.items() if has_probe(material, couple[1])]
-    elif row.second:
-        couples = product(first, second)
-    here = places_of(material, row.at, sizes)
+    here, couples = places_of(material, row.at, sizes), combinations(first, 2)
     places = [(place, place) for place in here]
     if row.less:
+        couples = [(arm, arm) for arm in first]
         places = product(here, places_of(material, row.less, sizes))
+    elif row.second == "own probe":
+        encoders = {arm: material.networks[arm].architecture for arm in first}
+        couples = [couple for couple in encoders.items() if couple[1] in material.probes]
+    elif row.second:
+        couples = product(first, second)
     every = [
         Pair(
             one if row.less else f"{one} against {other}{_where(place)}",

@@ -46,13 +46,9 @@ def less_than_other(material: Material, smaller: str, printed: dict[str, int]) -
     """This data set's annotations and those that the paper prints for the other data set."""
     n, source = len(material.study.labels), material.settings.data.source
     other = next(name for name in printed if name != source)
-    difference = n - printed[other]
+    difference, text = n - printed[other], f"{n:,}; printed for {other}: {printed[other]:,}"
     is_met = difference < 0 if source == smaller else difference > 0
-    return Finding(
-        f"{n:,}; printed for {other}: {printed[other]:,}",
-        value=is_met,
-        difference=float(difference),
-    )
+    return Finding(text, value=is_met, difference=float(difference))
 
 
 def resolution(material: Material) -> Finding:
@@ -148,17 +144,14 @@ def patch_px(material: Material, designed: int) -> Finding:
 
 def learning_rate(material: Material, max_lr: float) -> Finding:
     """Whether the histories of end-to-end trainings reach 80 % of ``max_lr``, and never more."""
-    names = [
-        name
-        for name, network in material.networks.items()
-        if not network.lora and network.max_lr == max_lr
-    ]
-    histories = [
-        history(run)
+    networks = material.settings.networks
+    names = [one.name for one in networks if not one.lora and one.max_lr == max_lr]
+    rates = [
+        rate
         for name, run in material.study.runs.items()
         if name.rpartition("-fold")[0] in names
+        for rate in history(run).get("learning_rate", [])
     ]
-    rates = [rate for table in histories for rate in table.get("learning_rate", [])]
     if not rates:
         raise Untestable(
             f"no network trained end to end at {max_lr:g} by design has left its history"
@@ -174,7 +167,7 @@ def learning_rate(material: Material, max_lr: float) -> Finding:
 def best_epoch(material: Material) -> Finding:
     """Whether the study tests the epoch with the lowest validation loss."""
     epoch = material.settings.switches.epoch
-    barred = [] if material.networks.keys() & material.arms else ["no network has scores here"]
+    barred = [] if material.networks.keys() & material.scored else ["no network has scores here"]
     return Finding(f"this study tests the {epoch} epoch", value=epoch == "best", barred=barred)
 
 
@@ -195,16 +188,9 @@ def fits(material: Material, **design: object) -> Finding:
     """The fewest fits of any arm: on single domains for a design of ``n_domains``, else on all."""
     splits = material.settings.splits
     scores = material.crossed if "n_domains" in design else material.mixed
-    ours = {
-        "n_folds": splits.n_folds,
-        "sizes": list(splits.sizes),
-        "n_domains": scores["train_domain"].nunique(),
-    }
-    other = [
-        f"{key} {ours[key]} by design, not {value}"
-        for key, value in design.items()
-        if ours[key] != value
-    ]
+    ours = {"n_folds": splits.n_folds, "sizes": list(splits.sizes)}
+    ours["n_domains"] = scores["train_domain"].nunique()
+    other = [f"{k} {ours[k]} by design, not {v}" for k, v in design.items() if ours[k] != v]
     counts = scores.drop_duplicates(FIT).groupby("arm").size()
     if counts.empty:
         raise Untestable("no arm has scores here")
@@ -256,10 +242,8 @@ def tested_domains(material: Material) -> Finding:
 
 def same_patches(material: Material) -> Finding:
     """Whether arms that share a training were tested on the same patches and trained on as many."""
-    of_arm = material.study.scores.groupby(FIT, sort=False).agg(
-        {"tested": "sum", "n_train": "first"}
-    )
-    trainings = of_arm.groupby(FIT[1:])
+    fits = material.study.scores.groupby(FIT, sort=False)
+    trainings = fits.agg({"tested": "sum", "n_train": "first"}).groupby(FIT[1:])
     shared = trainings.nunique()[trainings.size() > 1]
     same = int((shared == 1).all(axis=1).sum())
     if shared.empty:

@@ -3,7 +3,7 @@ thing, on each task.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import replace
 from itertools import chain, product
 
@@ -16,7 +16,6 @@ from mfcore.analysis.encoders import (
     tasks,
 )
 from mfcore.analysis.encoders.representations import EXPECTED, TITLES
-from mfcore.claims.arms import pathology
 from mfcore.claims.material import Material, Untestable
 from mfcore.claims.rules import ALPHA, UNCLEAR, Finding, describe
 from mfcore.encoders.card import cards
@@ -44,36 +43,52 @@ def pretrainings(material: Material, varied: list[str]) -> Finding:
 
 def starts(material: Material) -> Finding:
     """Starts from ImageNet against random ones after the first snapshot; other starts stand in."""
-    settings, asked, assumed = material.settings, defaultdict(list), []
+    settings, from_imagenet, others, barred, assumed = material.settings, [], [], [], []
     for ways in _ways(settings, "start"):
-        every = [settings.pretraining_of(name) for way in ways for name in way]
+        every = [settings.pretraining_of(name) for name in chain(*ways)]
         steps = set.intersection(*(set(steps_of(one)) - {one.n_steps} for one in every))
         if not steps:  # no snapshot on the way that all of them kept
             continue
-        start = every[0].start
-        other = _other_than_imagenet(settings, start)
-        asked[other].append([[f"{name}@{min(steps)}" for name in way] for way in ways])
-        if not other and not of_pretraining.learnt_from(settings, start):
+        snapshots = [[f"{name}@{min(steps)}" for name in way] for way in ways]
+        start, images = every[0].start, learnt_from(settings, every[0].start)
+        if images and not images.startswith("ImageNet"):
+            others.append(snapshots)
+            why = f"training starts from {start}, which has learnt from {images}, not from ImageNet"
+            barred.append(why)
+            continue
+        from_imagenet.append(snapshots)
+        if not images:
             why = f"the study does not say what {start} has learnt from, so ImageNet is assumed"
             assumed.append(why)
-    from_imagenet = asked.pop("", [])
-    finding = _on_tasks(material, from_imagenet or [*chain(*asked.values())])
-    barred = [f"training starts from {other}, not from ImageNet" for other in asked]
+    finding = _on_tasks(material, from_imagenet or others)
     return replace(finding, barred=[] if from_imagenet else barred, why=assumed + finding.why)
+
+
+def learnt_from(settings: Settings, start: str) -> str:
+    """What images a start's weights learnt from, as the study or a card says; else ""."""
+    if pretrained.is_of(settings, start):
+        return "this study's slides"
+    record = {one.name: one for one in settings.own_encoders}.get(start)
+    if record and (record.learnt_from or record.weights):
+        return record.learnt_from or ""
+    card = cards().get(record.like if record else start)
+    if card is None:
+        return ""
+    return "slides" if card.learnt_from_slides else card.learnt_from
 
 
 def decorrelation(material: Material) -> Finding:
     """ODCorr (both readings) of DINOv2 less that of DINO, on each task's images."""
-    table, tests = of_pretraining.representations_table(material.study), []
-    table = comparisons.compared(material.settings, table, "method")
-    table = comparisons.last(material.settings, table)
+    settings, tests = material.settings, []
+    table = of_pretraining.representations_table(material.study)
+    table = comparisons.last(settings, comparisons.compared(settings, table, "method"))
     table = table[table["metric"].isin(ODCORRS) & table["mean"].notna()]
     for (_, task, metric), part in table.groupby(["base", "task", "metric"], sort=False):
-        scores, titles = part.set_index("name")["mean"], part["value"].to_numpy()
-        new, old = (scores[titles == METHODS[name].title] for name in ("dinov2", "dino"))
-        if len(new) and len(old):
+        by_method = {title: of["mean"] for title, of in part.set_index("name").groupby("value")}
+        if len(by_method) == 2:
+            new, old = (by_method[METHODS[name].title] for name in ("dinov2", "dino"))
             name = f"{task}, {TITLES[metric]} {new.mean():.3f} (DINOv2) against {old.mean():.3f}"
-            tests.append((name, comparisons.over_seeds(material.settings, new, old)))
+            tests.append((name, comparisons.over_seeds(settings, new, old)))
     return _over_pretrainings(tests, "no DINO and DINOv2 that are otherwise alike were judged here")
 
 
@@ -83,22 +98,21 @@ def correlations(material: Material, metrics: list[str], papers: tuple[str, ...]
     """
     table = representations.correlate_tasks(representations.tasks_table(material.study))
     table = table[table["metric"].isin(metrics) & table["rho"].notna()]
-    named, barred = table[table["task"].isin(papers)], []
-    if len(named):
-        table = named
+    is_theirs, barred = table["task"].isin(papers), []
+    if is_theirs.any():
+        table = table[is_theirs]
     elif papers:
         barred = [f"no scores on {', '.join(papers)}, which are the paper's tasks"]
     if table.empty:
         raise Untestable("fewer than three encoders are judged by a task of patches")
-    table = table.assign(p=holm(table["p"].astype(float)))
-    tests = pd.DataFrame(
-        {"estimate": table["rho"] * table["metric"].map(EXPECTED), "clear": table["p"] < ALPHA}
-    )
+    p = holm(table["p"].astype(float))
+    tests = pd.DataFrame({"estimate": table["rho"] * table["metric"].map(EXPECTED)})
     text = "; ".join(
         f"{one.task}, {TITLES[one.metric]} ρ {one.rho:+.2f}, p {one.p:.2g}"
-        for one in table.itertuples()
+        for one in table.assign(p=p).itertuples()
     )
     why = f"over {int(table['n'].max())} encoders, and many of them may be variants of one recipe"
+    tests = tests.assign(clear=p < ALPHA)
     return Finding(text, value=tests, barred=barred, why=[why], is_comparison=True)
 
 
@@ -114,61 +128,45 @@ def _ways(settings: Settings, varied: str) -> list[Ways]:
         most = max(amount for amount, _ in groups)
         ways += [
             (names, others)
-            for (amount, _), names in groups.items()
-            for (less, _), others in groups.items()
+            for ((amount, _), names), ((less, _), others) in product(groups.items(), repeat=2)
             if less < amount == most
         ]
     return ways
-
-
-def _other_than_imagenet(settings: Settings, start: str) -> str:
-    """A start and what it has learnt from, where study or cards know it as other than ImageNet."""
-    card, images = cards().get(start), of_pretraining.learnt_from(settings, start)
-    if pretrained.is_of(settings, start):
-        images = "this study's slides"
-    elif card and {card.name, card.variant_of} & pathology():
-        images = "slides"
-    is_other = images and not images.startswith("ImageNet")
-    return f"{start}, which has learnt from {images}" if is_other else ""
 
 
 def _on_tasks(material: Material, asked: list[Ways]) -> Finding:
     """Whether the first of each two ways scores more than the second, on every task that judged
     both.
     """
-    runs, settings, tests = tasks.runs(material.study), material.settings, []
-    scores = tasks.reported(tasks.scores_table(material.study)).set_index(["task", "encoder"])[
-        "mean"
-    ]
+    study, settings, tests = material.study, material.settings, []
+    runs, table = tasks.runs(study), tasks.reported(tasks.scores_table(study))
+    scores = table.set_index(["task", "encoder"])["mean"]
     for ways, task in product(asked, [task.name for task in settings.tasks]):
         first, second = ([name for name in way if (task, name) in runs] for way in ways)
-        name = f"{task}, {_named(settings, first)} less {_named(settings, second)}"
+        if not (first and second):
+            continue
         if len(first) == len(second) == 1:
-            one = tasks.difference(material.study, task, first[0], second[0])
-            tests.append((name, Test(replace(one, n=1), math.nan)))
-        elif first and second:
+            one = tasks.difference(study, task, first[0], second[0])
+            test = Test(replace(one, n=1), math.nan)
+        else:
             test = comparisons.over_seeds(settings, scores[task][first], scores[task][second])
-            tests.append((name, test))
+        tests.append((f"{task}, {_named(first)} less {_named(second)}", test))
     return _over_pretrainings(
         tests, "no task has judged two pretrainings that differ in this alone"
     )
 
 
-def _named(settings: Settings, names: list[str]) -> str:
-    """Pretrainings or snapshots by the first of their seeds, with the number of seeds."""
-    firsts = pretrained.first_seeds(settings)
-    ways = Counter(one.replace(stem := one.partition("@")[0], firsts[stem], 1) for one in names)
-    return " and ".join(f"{way} ({n} seeds)" if n > 1 else way for way, n in ways.items())
+def _named(seeds: list[str]) -> str:
+    return seeds[0] + f" ({len(seeds)} seeds)" * (len(seeds) > 1)
 
 
 def _over_pretrainings(tests: list[tuple[str, Test]], lacking: str) -> Finding:
     """The finding of named tests over seeds, p after Holm; unclear with fewer than three seeds."""
     if not tests:
         raise Untestable(lacking)
-    table = pd.DataFrame(
-        [{"name": name, "p": test.p, **vars(test.interval)} for name, test in tests]
-    )
-    table = table.assign(drawn="", p_holm=holm(table["p"].astype(float)))
+    rows = [{"name": name, "p": test.p, **vars(test.interval)} for name, test in tests]
+    table = pd.DataFrame(rows).assign(drawn="")
+    table["p_holm"] = holm(table["p"].astype(float))
     table["clear"] = table["p_holm"] < ALPHA
     is_repeated = (table["n"] >= MIN_FOLDS).all()
     return Finding(

@@ -149,9 +149,9 @@ def _comparison(row: Row, material: Material, barred: list[str]) -> Finding:
     )
     sizes, of_sizes = arms.trained_sizes(row, material, first.names + second.names)
     pairs = arms.pairs(row, material, first.names, second.names, sizes)
-    finding = (
-        rules.by_pairs(row.rule, material, pairs, row.tolerance) if pairs else Finding(row.lacking)
-    )
+    finding = Finding(row.lacking)
+    if pairs:
+        finding = rules.by_pairs(row.rule, material, pairs, row.tolerance)
     if finding.outcome != NOT_REPRODUCED:
         finding = replace(finding, barred=barred)
     return _bound(finding, first + second + of_sizes)
@@ -165,30 +165,32 @@ def _numbers(row: Row, material: Material) -> Finding:
     places = arms.places_of(material, row.at, material.sizes)
     values = {arm: material.at(arm, place, row.metric) for place in places for arm in choice.names}
     values = {arm: folds for arm, folds in values.items() if len(folds)}
-    if row.only == "best" and values:
-        best = max(values, key=lambda arm: values[arm].values.mean())
-        values = {best: values[best]}
-    if not values:
-        return _bound(Finding(), choice)
+    if row.only == "best":
+        values = dict(sorted(values.items(), key=lambda item: -item[1].values.mean())[:1])
     is_crossed = row.at in DOMAIN_TITLES
     each = {
         arm: rules.by_folds(material, folds, row.expected, row.tolerance, is_crossed)
         for arm, folds in values.items()
     }
-    arm, worst = min(each.items(), key=lambda item: WORST_FIRST.index(item[1].outcome))
-    difference = max((one.difference for one in each.values()), key=abs)
-    is_explained = row.explain and worst.outcome != REPRODUCED
-    why = getattr(reasons, row.explain)(material, arm, worst.difference) if is_explained else []
-    found = "; ".join(f"{name} {one.found}" for name, one in each.items())
-    return _bound(replace(worst, found=found, difference=difference, why=why), choice)
+    if not each:
+        return _bound(Finding(), choice)
+    arm = min(each, key=lambda arm: WORST_FIRST.index(each[arm].outcome))
+    finding = replace(
+        each[arm],
+        found="; ".join(f"{name} {one.found}" for name, one in each.items()),
+        difference=max((one.difference for one in each.values()), key=abs),
+    )
+    if row.explain and finding.outcome != REPRODUCED:
+        finding = replace(finding, why=getattr(reasons, row.explain)(material, arm))
+    return _bound(finding, choice)
 
 
 def _bound(finding: Finding, choice: arms.Choice) -> Finding:
     """A finding within what its arms can settle."""
-    outcome = UNCLEAR if choice.partial and finding.outcome == REPRODUCED else finding.outcome
+    is_open = choice.partial and finding.outcome == REPRODUCED
     return replace(
         finding,
-        outcome=outcome,
+        outcome=UNCLEAR if is_open else finding.outcome,
         barred=finding.barred + choice.barred,
         why=choice.partial + finding.why,
     )

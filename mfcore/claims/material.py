@@ -48,10 +48,14 @@ class Material:
         return sorted(self.mixed["size"].unique())
 
     @cached_property
-    def arms(self) -> list[str]:
-        """The arms that have scores, in the study's order."""
-        names = set(self.study.scores["arm"])
-        return [name for name in (*self.networks, *self.settings.encoders) if name in names]
+    def scored(self) -> set[str]:
+        """The arms that have scores."""
+        return set(self.study.scores["arm"])
+
+    @cached_property
+    def probes(self) -> list[str]:
+        """The encoders whose probes have scores, in the study's order."""
+        return [name for name in self.settings.encoders if name in self.scored]
 
     def ways(self, arm: str) -> list[tuple[str, str]]:
         """The domains that the arm's fits on single domains were trained and tested on."""

@@ -73,20 +73,20 @@ def _largest(estimates: pd.Series) -> float:
     return max(estimates, key=abs)
 
 
-# Columns of the tests: estimate, low, high, clear (of zero, after Holm), beyond (clearly farther
-# from zero than the margin). "Not above" and "alike" need every interval inside the margin: that no
-# difference was seen shows nothing.
+# Columns of the tests: estimate, low, high, clear (of zero, after Holm), up and down (clear, and
+# above or below zero), beyond (clearly farther from zero than the margin). "Not above" and "alike"
+# need every interval inside the margin: that no difference was seen shows nothing.
 RULES = {
     "above": Rule(
-        lambda t, margin: (t.clear & (t.estimate > 0)).all() and t.estimate.min() >= margin,
-        lambda t, margin: (t.clear & (t.estimate < 0)).any(),
+        lambda t, margin: t.up.all() and t.estimate.min() >= margin,
+        lambda t, margin: t.down.any(),
         min,
         "above 0 in each",
         "differences above zero, p below 0.05 after Holm",
     ),
     "below": Rule(
-        lambda t, margin: (t.clear & (t.estimate < 0)).all(),
-        lambda t, margin: (t.clear & (t.estimate > 0)).any(),
+        lambda t, margin: t.down.all(),
+        lambda t, margin: t.up.any(),
         max,
         "below 0 in each",
         "differences below zero, p below 0.05 after Holm",
@@ -100,7 +100,7 @@ RULES = {
     ),
     "not above": Rule(
         lambda t, margin: (t.high < margin).all(),
-        lambda t, margin: (t.clear & (t.estimate > 0)).any(),
+        lambda t, margin: t.up.any(),
         max,
         "not above 0",
         "intervals end below {:g}",
@@ -124,6 +124,8 @@ RULES = {
 
 def decide(rule: str, tests: pd.DataFrame, margin: float = 0.0) -> str:
     """The outcome of a table of tests: refuted, confirmed (as the rule says), else unclear."""
+    up, down = (tests["clear"] & (sign * tests["estimate"] > 0) for sign in (1, -1))
+    tests = tests.assign(up=up, down=down)
     if RULES[rule].fails(tests, margin):
         return NOT_REPRODUCED
     return REPRODUCED if RULES[rule].holds(tests, margin) else UNCLEAR
@@ -131,24 +133,25 @@ def decide(rule: str, tests: pd.DataFrame, margin: float = 0.0) -> str:
 
 def by_pairs(rule: str, material: Material, pairs: list[Pair], margin: float = 0.0) -> Finding:
     """The finding of a comparison; not testable where one pair cannot be tested."""
-    rows, beyond, untested = [], [], []
+    rows, untested = [], []
     for pair in pairs:
         difference = pair.first - pair.second
         test = material.test(difference, pair.is_crossed)
         if test is None:
             untested.append(pair.name)
             continue
-        means = (side.values[difference.values.index].mean() for side in (pair.first, pair.second))
-        name = f"{pair.name}, {' against '.join(f'{mean:.2f}' for mean in means)}"
-        rows.append({"name": name, "p": test.p, "drawn": test.drawn, **vars(test.interval)})
-        estimate = test.interval.estimate
-        from_margin = material.test(difference - math.copysign(margin, estimate), pair.is_crossed)
-        beyond.append(from_margin.p if abs(estimate) > margin else 1.0)
+        one, folds = test.interval, difference.values.index
+        means = [f"{side.values[folds].mean():.2f}" for side in (pair.first, pair.second)]
+        shift = math.copysign(margin, one.estimate)
+        beyond = material.test(difference - shift, pair.is_crossed).p
+        row = {"name": f"{pair.name}, {' against '.join(means)}", "drawn": test.drawn, "p": test.p}
+        row["p_beyond"] = beyond if abs(one.estimate) > margin else 1.0
+        rows.append(row | vars(one))
     if untested:
-        return Finding(f"{TOO_FEW}: {', '.join(untested[:3])}{' and others' * (len(untested) > 3)}")
+        return Finding(f"{TOO_FEW}, such as {', '.join(untested[:3])}")
     tests = pd.DataFrame(rows)
     tests["p_holm"] = holm(tests["p"])
-    tests["clear"], tests["beyond"] = tests["p_holm"] < ALPHA, holm(pd.Series(beyond)) < ALPHA
+    tests["clear"], tests["beyond"] = tests["p_holm"] < ALPHA, holm(tests["p_beyond"]) < ALPHA
     decisive = float(RULES[rule].decides(tests["estimate"]))
     return Finding(_text(tests), decide(rule, tests, margin), decisive, is_comparison=True)
 
@@ -167,18 +170,16 @@ def by_folds(
     number, or from the middle of the range.
     """
     low, high = expected if isinstance(expected, list) else (expected, expected)
-    measured = spread(values.values)
+    measured, test = spread(values.values), material.test(values, is_crossed)
     difference = measured.mean - (low + high) / 2
     n_folds = exhibit.counted(measured.n, "fold")
     text = f"{exhibit.plus_minus(measured.mean, measured.sd)} ({n_folds})"
-    test = material.test(values, is_crossed)
     if test is None:
         return Finding(text, difference=difference, barred=[TOO_FEW])
-    interval = test.interval
-    none = "too wide to say anything" if math.isfinite(interval.low) else "none, without a spread"
-    span = exhibit.bounds(interval.low, interval.high, ".3f") or none
+    interval, outcome = test.interval, UNCLEAR
+    span = exhibit.bounds(interval.low, interval.high, ".3f") or "none"
     text += f", interval {span}{_by(test.drawn)}"
-    outcome, is_near = UNCLEAR, abs(difference) <= (high - low) / 2 + tolerance
+    is_near = abs(difference) <= (high - low) / 2 + tolerance
     if is_near and interval.high - interval.low <= 4 * tolerance:
         outcome = REPRODUCED
     elif interval.low > high + tolerance or interval.high < low - tolerance:
@@ -189,12 +190,14 @@ def by_folds(
 def by_value(row: Row, finding: Finding) -> Finding:
     """The outcome of a check's number, truth ("holds") or table of tests; unchanged without one."""
     value = finding.value
-    if row.rule in RULES and value is not None:
-        return replace(finding, outcome=decide(row.rule, value))
-    if pd.isna(value):
+    if value is None:
         return finding
+    if row.rule in RULES:
+        return replace(finding, outcome=decide(row.rule, value))
     if row.rule == "holds":
         return replace(finding, outcome=REPRODUCED if value else NOT_REPRODUCED)
+    if pd.isna(value):
+        return finding
     difference = float(value - row.expected)
     outcome = REPRODUCED if abs(difference) <= row.tolerance else NOT_REPRODUCED
     found = finding.found or (f"{value:.1%}" if row.unit == "%" else f"{value:,}")
@@ -211,13 +214,9 @@ def _by(drawn: str) -> str:
 
 def describe(test: pd.Series) -> str:
     """A test in words: a row with columns ``name, estimate, low, high, drawn, p_holm``."""
-    p = (
-        ""
-        if math.isnan(test["p_holm"])
-        else ", p < 0.001"
-        if test["p_holm"] < 0.001
-        else f", p {test['p_holm']:.3f}"
-    )
+    p = "" if math.isnan(test["p_holm"]) else f", p {test['p_holm']:.3f}"
+    if test["p_holm"] < 0.001:
+        p = ", p < 0.001"
     span = exhibit.bounds(test["low"], test["high"], between=", ") or "no interval"
     return f"{test['name']}: {test['estimate']:+.3f} [{span}]{_by(test['drawn'])}{p}"
 
@@ -226,9 +225,9 @@ def _text(tests: pd.DataFrame) -> str:
     """Every test in words; of more than four a count, the lowest and the highest."""
     if len(tests) <= 4:
         return "; ".join(describe(test) for _, test in tests.iterrows())
-    n_above, n_below = ((tests["clear"] & (sign * tests["estimate"] > 0)).sum() for sign in (1, -1))
+    clear = tests.loc[tests["clear"], "estimate"]
     ordered = tests.sort_values("estimate")
     return (
-        f"of {len(tests)} comparisons {n_above} clearly above zero, {n_below} clearly below; "
-        f"lowest {describe(ordered.iloc[0])}; highest {describe(ordered.iloc[-1])}"
+        f"of {len(tests)} comparisons {(clear > 0).sum()} clearly above zero, {(clear < 0).sum()} "
+        f"clearly below; lowest {describe(ordered.iloc[0])}; highest {describe(ordered.iloc[-1])}"
     )

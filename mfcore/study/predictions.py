@@ -92,12 +92,6 @@ def history(run: store.Run) -> pd.DataFrame:
     return pd.read_json(file, lines=True)
 
 
-def fit_history(run: store.Run, fold: int, size: float) -> pd.DataFrame:
-    """The `history` of one fit on all domains, by epoch."""
-    table = history(run)
-    return table[table["unit"] == splits.Unit(ALL, fold, size).name].sort_values("epoch")
-
-
 @dataclass(frozen=True)
 class Arm:
     """An arm of a study: a probe of an encoder's embeddings, or a trained network.

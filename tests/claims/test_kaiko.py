@@ -9,7 +9,7 @@ import pytest
 from mfcore.claims import kaiko, ledger as claims
 from mfcore.claims.rules import NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, UNCLEAR
 from mfcore.measures.statistics import Interval
-from mfcore.study.config import Data, OnlinePatches, Pretraining, Settings, TaskOptions
+from mfcore.study.config import Data, OnlinePatches, OwnEncoder, Pretraining, Settings, TaskOptions
 from mfcore.study.study import Study
 
 BASE = Pretraining("base", n_steps=100, n_snapshots=2)
@@ -192,6 +192,17 @@ def test_a_start_that_may_not_be_imagenet_s_is_told(ask):
         row = ask(replace(STUDY, pretraining=(BASE, replace(BASE, name="on", start=start))))[0].loc[CONVERGENCE]
         assert row["verdict"] == UNCLEAR and "pretrained once" in row["why"]
         assert (f"does not say what {start} has learnt from, so ImageNet is assumed" in row["why"]) == is_told
+
+
+def test_what_the_weights_of_a_start_have_learnt_from_is_as_far_as_is_said():
+    records = (
+        OwnEncoder("hub", weights="timm/x.in1k"),
+        OwnEncoder("alike", like="resnet50"),
+        OwnEncoder("told", like="dinov2_vits14", weights="me/mine", learnt_from="ours"),
+    )
+    study = replace(STUDY, own_encoders=records)
+    images = [kaiko.learnt_from(study, name) for name in ("hub", "alike", "told", "efficientnet_lite0", "unknown")]
+    assert images == ["", "ImageNet-1k", "ours", "ImageNet-1k", ""], "other weights learnt from other images"
 
 
 def test_a_start_from_an_encoder_of_slides_is_no_start_from_imagenet(ask):

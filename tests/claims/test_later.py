@@ -1,6 +1,5 @@
 """What later work says of LoRA and of AMi-Br: confirmed and refuted by made scores, and why a network falls short."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mfcore import store
-from mfcore.claims import ledger as claims, reasons
+from mfcore.claims import ledger as claims
 from mfcore.claims.ledger import GANZ
 from mfcore.claims.material import Material
 from mfcore.claims.rows import Row, load
@@ -158,32 +156,13 @@ def test_end_to_end_on_amibr_is_within_three_hundredths_or_the_ledger_says_why_n
     short = amibr(net=0.63).loc[E2E]
     assert short["verdict"] == NOT_REPRODUCED and short["difference"] == pytest.approx(-0.12, abs=0.005)
     for reason in (
-        "efficientnet_lite0 of 3.4M parameters stands for EfficientNetV2-M",
+        "efficientnet_lite0 stands for EfficientNetV2-M",
         "13,153 training patches for 2,894",
-        "8 epochs, 2,560 patches seen (0.2 times each)",
-        "84 of 128 px (43 % of a patch)",
+        "8 epochs, 2,560 patches seen",
+        "84 of 128 px",
     ):
         assert reason in short["why"]
     assert amibr(net=0.85).loc[E2E, "verdict"] == NOT_REPRODUCED, "far above is not the published number either"
-
-
-def history(folder: Path, losses: list[float], fold: int, size: float = 1.0) -> store.Run:
-    folder.mkdir(parents=True)
-    unit = f"all-fold{fold}-size{size:g}"
-    rows = [{"unit": unit, "epoch": i + 1, "val_loss": x, "val_auroc": 0.6 + 0.01 * i} for i, x in enumerate(losses)]
-    (folder / "history.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return store.Run(folder, {"stage": "train", "name": f"net-fold{fold}", "config": {}})
-
-
-@pytest.mark.parametrize(("losses", "n_late"), [([0.6, 0.5, 0.4, 0.3], 5), ([0.3, 0.4, 0.5, 0.6], 0)])
-def test_whether_training_had_ended_is_read_from_its_histories(losses, n_late, tmp_path):
-    runs = {f"net-fold{fold}": history(tmp_path / str(fold), losses, fold) for fold in range(5)}
-    known = {"runs": runs, "_collected": study_predictions.Collected(predictions(0.2).assign(arm="net"), NONE)}
-    made = made_claims.material(STUDY, known=known, full=LEVELS, across=ACROSS)
-    (_, why, _) = reasons.benchmark(made, "net", -0.1)
-    assert f"the validation loss was lowest in one of the last two epochs in {n_late} of 5 folds" in why
-    assert "validation AUROC +0.020 over the second half" in why
-    assert len(reasons.benchmark(made, "net", 0.1)) == 1, "nothing held the network back"
 
 
 def predictions(threshold: float) -> pd.DataFrame:
@@ -195,13 +174,6 @@ def predictions(threshold: float) -> pd.DataFrame:
 
 
 NONE = pd.DataFrame({"arm": [], "reason": []})
-
-
-def test_what_the_threshold_costs_is_said():
-    known = {"_collected": study_predictions.Collected(predictions(0.2).assign(arm="net"), NONE)}
-    made = made_claims.material(STUDY, known=known, full=LEVELS, across=ACROSS)
-    (_, why) = reasons.benchmark(made, "net", -0.1)
-    assert why == "AUROC is 0.750, and the best threshold gives balanced accuracy 1.000, 0.5 gives 0.750"
 
 
 def test_a_probe_that_does_not_weigh_classes_is_asked_at_their_share():

@@ -299,8 +299,8 @@ def test_where_none_of_the_models_is_there_others_stand_in_and_settle_nothing():
     rows = ledger(study, made_claims.scores(study, **levels))
     row = rows.loc[FIRST]
     assert row["verdict"] == NOT_TESTABLE and row["here"] == "as stated", "the random control was taken for a model"
-    assert "no ResNet50 trained end to end here (small stands in)" in row["why"]
-    assert "none of the paper's foundation models has scores here (efficientnet_lite0 stands in)" in row["why"]
+    assert "no ResNet50 trained end to end here (small instead)" in row["why"]
+    assert "virchow2, uni, phikon has scores here (efficientnet_lite0 instead)" in row["why"]
     assert set(verdicts(rows)) == {NOT_TESTABLE}
 
 

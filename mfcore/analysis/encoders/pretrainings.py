@@ -29,7 +29,6 @@ from mfcore.analysis.exhibit import (
     widely,
 )
 from mfcore.analysis.scores import once
-from mfcore.encoders.card import cards
 from mfcore.study.config import Settings
 from mfcore.study.pretrained import METHODS, first_seeds
 from mfcore.study.study import Study
@@ -40,18 +39,6 @@ NOTED = {
     "target_entropy": "entropy, mean target (nats)",
     "rankme": "RankMe of the teacher",
 }
-
-
-# ---- what was pretrained ----
-
-
-def learnt_from(settings: Settings, start: str) -> str:
-    """What images a start's weights learnt from, as the study or a card says; else ""."""
-    record = next((record for record in settings.own_encoders if record.name == start), None)
-    if record and (record.learnt_from or record.weights):
-        return record.learnt_from or ""
-    card = cards().get(record.like if record else start)
-    return card.learnt_from if card else ""
 
 
 # ---- what was pretrained ----

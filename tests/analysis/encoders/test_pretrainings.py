@@ -351,17 +351,6 @@ def test_two_networks_from_random_and_other_weights_are_two_pairs_and_never_mixe
     assert found["base"].to_dict() == {"on": "base", "cnn_imagenet": "cnn_random"}
 
 
-def test_what_the_weights_of_a_start_have_learnt_from_is_as_far_as_is_said():
-    records = (
-        OwnEncoder("hub", weights="timm/x.in1k"),
-        OwnEncoder("alike", like="resnet50"),
-        OwnEncoder("told", like="dinov2_vits14", weights="me/mine", learnt_from="ours"),
-    )
-    study = replace(STUDY, own_encoders=records)
-    images = [pretrainings.learnt_from(study, name) for name in ("hub", "alike", "told", "efficientnet_lite0", "unknown")]
-    assert images == ["", "ImageNet-1k", "ours", "ImageNet-1k", ""], "other weights learnt from other images"
-
-
 def test_rankme_of_networks_of_other_widths_is_drawn_on_a_logarithmic_axis(made, monkeypatch):
     study = Study(STUDY, made)
     history = pretrainings.histories_table(study)
