@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from mfcore.data.labels.source import SOURCES
 from mfcore.data.options import SCHEMES, Data, Patches, Splits
 from mfcore.data.slides.slide import SAME_RESOLUTION
-from mfcore.encoders.card import cards
+from mfcore.encoders.card import cards, conventions
 from mfcore.encoders.catalogue import OwnEncoder, path_of
 from mfcore.pretraining.method import Crops, OnlinePatches, Pretraining, in_order, steps_of
 from mfcore.store.options import ConfigError, as_dict, problems_of, repeated
@@ -196,6 +196,9 @@ def _names(study: Settings) -> Iterator[str]:
     for key, (names, known) in asked.items():
         if unknown := [name for name in names or () if name and name not in known]:
             yield f"{key}: {unknown} not among the study's {list(known)}"
+    if study.conventions in encoders and study.conventions not in conventions():
+        listed = f"listed are {list(conventions())}"
+        yield f"conventions: no library's way with {study.conventions!r} is listed; {listed}"
     for key, n_folds in {"effects": effects.n_folds, "scales": scales.n_folds}.items():
         if (n_folds or 1) > splits.n_folds:
             yield f"{key}.n_folds: {n_folds}; the study has {splits.n_folds} folds"

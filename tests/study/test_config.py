@@ -335,6 +335,14 @@ def test_conventions_are_of_one_of_the_encoders(tmp_path):
         load_study(file)
 
 
+def test_conventions_of_an_encoder_that_has_none_are_refused(tmp_path):
+    """Nothing would be embedded otherwise, and the table of conventions would be empty."""
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\ntitle: s\ndata: {source: csv}\nencoders: [uni]\nconventions: uni\n")
+    with pytest.raises(ConfigError, match=r"conventions: no library's way with 'uni' is listed; listed are .*virchow2"):
+        load_study(file)
+
+
 def test_a_study_that_is_not_utf_8_is_told_by_its_file(tmp_path):
     (tmp_path / "old.yaml").write_bytes(b"name: caf\xe9\n")
     with pytest.raises(ConfigError, match=r"old\.yaml: not YAML in UTF-8: .* in position 9"):
