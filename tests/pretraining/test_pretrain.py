@@ -391,10 +391,7 @@ def test_the_figure_shows_entropies_between_zero_and_uniform(done):
     np.testing.assert_allclose(entropy.lines[0].get_ydata(), history["target_entropy"])
     np.testing.assert_allclose(entropy.lines[2].get_ydata(), np.log(16))
     np.testing.assert_allclose(shown.figure.axes[2].lines[0].get_ydata(), history["rankme"].dropna())
-    last = history.iloc[-1]
-    assert (
-        f"from {history['loss'].iloc[0]:.2f} to {last['loss']:.2f}" in shown.caption and "4 steps of 4 patches" in shown.caption
-    )
+    assert "4 steps of 4 patches" in shown.caption
     exhibit.Live(lambda table: pretraining_run.draw_history(opened, "own", table))(history)  # shows nothing outside a notebook
 
 

@@ -513,21 +513,10 @@ def test_figures_and_captions_say_what_was_drawn(folder, exact):
     assert sum(len(dots.get_offsets()) for dots in left.collections[-1:]) == (drawn["slide_id"] == shown).sum()
     assert sorted(right.get_lines()[0].get_ydata()) == sorted([0, *drawn["slide_id"].value_counts()])
     assert any("synthetic" in text.get_text() for text in exhibit.figure.texts)
-    assert f"fell on {shown}" in exhibit.caption and "300 draws of 48 px" in exhibit.caption and "p = " in exhibit.caption
+    assert f"fell on {shown}" in exhibit.caption and "300 draws of 48 px" in exhibit.caption
     of_slides = pretraining_run.slides(opened, source)
     assert "1 failed" in of_slides.caption and list(of_slides.table["slide_id"]) == list(slides["slide_id"])
     read = next(batches(source, 0, 1, 16))
     sheet = pretraining_run.patches(opened, read.images, read.drawn)
     assert len(sheet.figure.axes) == read.drawn["um_per_px"].nunique() * pretraining_run.N_ACROSS
     assert "16 patches" in sheet.caption
-
-
-def test_a_draw_that_isnt_as_said_is_seen_in_the_caption(folder, exact):
-    """The chi-square of the caption: near 1 where it is drawn so, tiny where the slides are drawn from alike."""
-    settings = OnlinePatches(48, (0.25,), 0.4)
-    slides = Source(files(folder), settings, 0).overview()
-    right = Source(files(folder), settings, 0).table(range(1500))
-    wrong = Source(files(folder), OnlinePatches(48, (0.25,), 0.4, "slides"), 0).table(range(1500))
-    p = [float(pretraining_run.against(drawn, slides).split("p = ")[1][:-1]) for drawn in (right, wrong)]
-    assert p[0] > 0.05 and p[1] == 0
-    assert "too few" in pretraining_run.against(right[:10], slides)

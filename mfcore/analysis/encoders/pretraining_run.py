@@ -11,7 +11,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 from mfcore import store
 from mfcore.analysis.exhibit import (
@@ -29,7 +28,6 @@ from mfcore.study.study import Study
 
 SECTION = "Pretraining"
 N_ACROSS = 6  # patches of one resolution
-LEAST_EXPECTED = 5  # draws of a slide, for the chi-square test to hold
 # by axis, the columns of a history and their labels
 PANELS = {
     "loss (parts unweighted)": {
@@ -76,17 +74,15 @@ def places(study: Study, source, n_drawn: int) -> Exhibit:
     counts = table["slide_id"].value_counts().reindex(overview["slide_id"], fill_value=0)
     right.plot(overview["tissue_mm2"], counts, "o", markersize=3.5)
     rate = n_drawn / max(overview["tissue_mm2"].sum(), 1e-12)
-    style = {"color": "0.45", "linestyle": "--", "label": "in proportion to tissue"}
-    right.axline((0, 0), slope=rate, **style)
-    right.set(xlim=(0, None), ylim=(0, None))
-    right.set(xlabel="tissue on the slide (mm²)", ylabel="patches drawn")
+    right.axline((0, 0), slope=rate, color="0.45", linestyle="--", label="in proportion to tissue")
+    right.set(xlim=(0, None), xlabel="tissue on the slide (mm²)")
+    right.set(ylim=(0, None), ylabel="patches drawn")
     right.set_title(f"{n_drawn:,} patches, {len(overview)} slides")
     figure = finished(study, figure, n_columns=3)
     caption = (
         f"Left: centres of the patches that fell on {slide_id}, its tissue outlined; right: draws "
         f"by slide ({of_what(study.settings)}). {n_drawn:,} draws of {options.size_px} px, uniform "
-        f"over {options.uniform_over}, with {100 * table['tissue'].min():.0f} % tissue or more. "
-        f"Draws by slide against what is asked: {against(table, overview)}."
+        f"over {options.uniform_over}, with {100 * table['tissue'].min():.0f} % tissue or more."
     )
     return Exhibit("07_online_places", "Where patches are drawn", caption, table, figure, SECTION)
 
@@ -99,30 +95,18 @@ def _on_slide(
     thumbnail: uint8 (H, W, 3), tissue: bool (H, W), a px of either ``cell_um`` um wide. drawn:
     um_per_px, x_um, y_um.
     """
-    y_um, x_um = ((np.arange(n) + 0.5) * cell_um for n in tissue.shape)
     height_um, width_um = np.multiply(tissue.shape, cell_um)
+    extent = 0, width_um, height_um, 0
     axis.grid(visible=False)
-    axis.imshow(thumbnail, extent=(0, width_um, height_um, 0))
+    axis.imshow(thumbnail, extent=extent)
     if tissue.any() and not tissue.all():
-        axis.contour(x_um, y_um, tissue, levels=[0.5], colors="black", linewidths=0.7)
+        axis.contour(tissue, [0.5], colors="black", linewidths=0.7, origin="upper", extent=extent)
     drawn = drawn.sort_values("um_per_px", kind="stable")
     resolution = drawn["um_per_px"].map("{:g} µm/px".format)
     style = {"hue": resolution, "style": resolution, "s": 12}
     sns.scatterplot(drawn, x="x_um", y="y_um", ax=axis, **style)
     axis.get_legend().remove()
-    axis.set(xlim=(0, width_um), ylim=(height_um, 0), xlabel="x (µm)", ylabel="y (µm)")
-
-
-def against(drawn: pd.DataFrame, overview: pd.DataFrame) -> str:
-    """How draws by slide compare with what is asked: chi-square against their ``draw_share``."""
-    overview = overview[overview["tissue_mm2"] > 0]
-    expected = (overview["draw_share"] / overview["draw_share"].sum() * len(drawn)).to_numpy()
-    counts = drawn["slide_id"].value_counts().reindex(overview["slide_id"], fill_value=0).to_numpy()
-    if len(expected) < 2 or expected.min() < LEAST_EXPECTED:
-        return "too few for a test"
-    test = stats.chisquare(counts, expected)
-    freedom = f"{len(expected) - 1} degrees of freedom"
-    return f"chi-square {test.statistic:.1f} at {freedom} (p = {test.pvalue:.2f})"
+    axis.set(xlim=extent[:2], ylim=extent[2:], xlabel="x (µm)", ylabel="y (µm)")
 
 
 @in_style
@@ -131,20 +115,16 @@ def patches(study: Study, images: np.ndarray, table: pd.DataFrame) -> Exhibit:
 
     images: uint8 (n, H, W, 3), row for row with ``table``, whose um_per_px is used.
     """
-    rows = {
-        f"{um_per_px:g} µm/px,\n{images.shape[1] * um_per_px:g} µm wide": images[
-            table["um_per_px"] == um_per_px
-        ]
-        for um_per_px in sorted(table["um_per_px"].unique())
-    }
+    side_px, rows = images.shape[1], {}
+    for um_per_px in sorted(table["um_per_px"].unique()):
+        name = f"{um_per_px:g} µm/px,\n{side_px * um_per_px:g} µm wide"
+        rows[name] = images[table["um_per_px"] == um_per_px]
     caption = (
         f"Some of {len(table):,} patches as a network gets them, from "
         f"{table['slide_id'].nunique()} slides ({of_what(study.settings)}). None is stored."
     )
-    figure = finished(study, image_rows(rows, N_ACROSS))
-    return Exhibit(
-        "07_online_patches", "Patches as they are drawn", caption, table, figure, SECTION
-    )
+    figure, title = finished(study, image_rows(rows, N_ACROSS)), "Patches as they are drawn"
+    return Exhibit("07_online_patches", title, caption, table, figure, SECTION)
 
 
 @in_style
@@ -188,14 +168,13 @@ def settings(study: Study, encoder: str) -> Exhibit:
         origin = "default" if asked[key] == plain[key] else "the study"
         if asked[key] is None and value is not None:
             is_theirs = _text(method.published.get(key.rpartition(".")[2])) == _text(value)
-            origin = (
-                f"the authors of {method.title}" if is_theirs else "default for small trainings"
-            )
+            by = f"the authors of {method.title}"
+            origin = by if is_theirs else "default for small trainings"
         rows.append((key, _text(value), origin))
     table = pd.DataFrame(rows, columns=["setting", "value", "from"])
     caption = f"How {encoder} is pretrained, and who says so ({of_what(study.settings)})."
-    name, title = f"08_settings_{store.file_name(encoder)}", f"Settings of {encoder}"
-    return Exhibit(name, title, caption, table, None, SECTION)
+    name = f"08_settings_{store.file_name(encoder)}"
+    return Exhibit(name, f"Settings of {encoder}", caption, table, None, SECTION)
 
 
 def _text(value: object) -> str:
@@ -208,29 +187,23 @@ def _text(value: object) -> str:
 
 def cost(study: Study, encoder: str) -> Exhibit:
     """What a finished pretraining took and from how much, as its record has it: ``fact, value``."""
-    facts = study.pretraining(encoder).record["facts"]
-    table = pd.DataFrame(
-        [(fact, _text(value)) for fact, value in facts.items()], columns=["fact", "value"]
-    )
+    facts = pd.Series(study.pretraining(encoder).record["facts"], dtype=object)
+    table = facts.map(_text).rename_axis("fact").reset_index(name="value")
     caption = f"What the pretraining of {encoder} took ({of_what(study.settings)})."
-    return Exhibit(
-        f"08_cost_{store.file_name(encoder)}", f"Cost of {encoder}", caption, table, None, SECTION
-    )
+    name = f"08_cost_{store.file_name(encoder)}"
+    return Exhibit(name, f"Cost of {encoder}", caption, table, None, SECTION)
 
 
 def history(study: Study, encoder: str) -> Exhibit:
     """Loss, entropies of the targets, RankMe and schedules of a finished pretraining by step."""
     run = study.pretraining(encoder)
     table, one = read_history(run), study.settings.pretraining_of(encoder)
-    noted = table[["loss", "rankme"]]
-    (loss, rank), (last_loss, last_rank) = noted.bfill().iloc[0], noted.ffill().iloc[-1]
     caption = (
         f"{one.n_steps:,} steps of {one.batch_size} patches in "
         f"{table['seconds'].iloc[-1] / 60:.1f} minutes ({of_what(study.settings)}). The entropy "
         "of a single target lies below that of their mean by what the target tells of its image; "
         "RankMe is of patches of the same slides and resolutions that aren't learnt from, and "
-        "compares with no other. The loss went from "
-        f"{loss:.2f} to {last_loss:.2f}, RankMe from {rank:.1f} to {last_rank:.1f}."
+        "compares with no other."
     )
     figure, title = draw_history(study, encoder, table), f"Pretraining of {encoder}"
     return Exhibit(f"08_{run.folder.name}", title, caption, table, figure, SECTION)
@@ -255,10 +228,8 @@ def draw_history(study: Study, encoder: str, table: pd.DataFrame) -> Figure:
         sns.lineplot(long, x="step", y=label, hue="line", style="line", errorbar=None, ax=axis)
         axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         label_ends(axis)
-    text = (
-        f"{encoder}: {METHODS[one.method].title}, {one.n_steps:,} steps of {one.batch_size} patches"
-    )
-    return finished(study, figure, text)
+    text = f"{encoder}: {METHODS[one.method].title}, {one.n_steps:,} steps"
+    return finished(study, figure, f"{text} of {one.batch_size} patches")
 
 
 def read_history(run: store.Run) -> pd.DataFrame:
@@ -268,10 +239,7 @@ def read_history(run: store.Run) -> pd.DataFrame:
 
 def flattened(content: dict) -> dict[str, object]:
     """A pretraining's settings by dotted names."""
-    flat = {}
-    for key, value in content.items():
-        is_nested = key in ("patches", "crops")
-        flat |= (
-            {f"{key}.{name}": each for name, each in value.items()} if is_nested else {key: value}
-        )
+    flat = dict(content)
+    for key in ("patches", "crops"):
+        flat |= {f"{key}.{name}": each for name, each in flat.pop(key).items()}
     return flat
