@@ -39,25 +39,17 @@ EVIDENCE = {
 def encoders(study: Study) -> Exhibit:
     """Every encoder: what its card says, and whether it is embedded here; asks no network."""
     rows = encoders_table(study)
-    counts, n_cards = rows["is"].value_counts(), int((rows["group"] != "none").sum())
-    states = {
-        "embedded": "embedded in this study",
-        "failed": "failed here",
-        "here": "could be used at once",
-    }
-    parts = [f"{counts[key]} {words}" for key, words in states.items() if key in counts]
+    counts, n_cards = rows["is"].value_counts(), (rows["group"] != "none").sum()
     caption = (
-        f"{', '.join([f'There are {n_cards} cards', *parts])}; what is here was looked up on the "
+        f"There are {n_cards} cards, {counts.get('embedded', 0)} embedded in this study and "
+        f"{counts.get('failed', 0)} failed here; what is here was looked up on the "
         "machine that made this table. Gated: ask for access on the page of the weights, then call "
         "`hf auth login`. “By convention” and “from a magnification”: the "
         "authors printed no µm/px. The precision is that on a GPU; on a CPU all is float32."
     )
-    rows = rows.sort_values("group", key=lambda groups: groups.map([*GROUPS].index), kind="stable")
-    shown = (
-        rows.assign(group=rows["group"].map(GROUPS))
-        .drop(columns="is")
-        .rename(columns={"state": "here"})
-    )
+    order = rows["group"].map([*GROUPS].index).sort_values(kind="stable").index
+    shown = rows.loc[order].drop(columns="is").rename(columns={"state": "here"})
+    shown["group"] = shown["group"].map(GROUPS)
     return Exhibit("05_encoders", "Encoders", caption, shown, section="Encoders")
 
 
@@ -76,15 +68,17 @@ def encoders_table(study: Study) -> pd.DataFrame:
         row = {"group": _group(name, card), "encoder": name} | (_facts(study, card) if card else {})
         if run:
             commit = run.record["facts"].get("weights", "")[:12]
-            state = "embedded", "embedded in this study" + f" (weights {commit})" * bool(commit)
+            row |= {"is": "embedded", "state": "embedded in this study"}
+            row["state"] += f" (weights {commit})" * bool(commit)
         elif name in failures:
-            state = "failed", f"failed here: {failures[name].removeprefix('EncoderError: ')}"
+            reason = failures[name].removeprefix("EncoderError: ")
+            row |= {"is": "failed", "state": f"failed here: {reason}"}
         else:
             waits = "not embedded yet; " * (name in study.settings.encoders)
             why = problem if waits else unavailable().get(name, problem)
             is_here, words = weights.state(card) if card else (False, why)
-            state = ("here" if is_here else "not here"), waits + words
-        rows.append(row | {"is": state[0], "state": state[1]})
+            row |= {"is": "here" if is_here else "not here", "state": waits + words}
+        rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
 

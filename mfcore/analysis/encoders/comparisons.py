@@ -25,7 +25,7 @@ VARIED = {
 }
 NO_DIFFERENCE = ("name", "seed", "n_snapshots")  # a training's name, its draws, what is kept of it
 SCORES = ["name", "task", "metric", "split", "step", "mean", "sd", "n_runs"]
-COMPARED = ["varied", "base", "value", *SCORES]
+COMPARED = ["varied", "base", "value", "way", *SCORES]
 PANEL = ["varied", "base", "task", "metric"]
 
 
@@ -55,22 +55,23 @@ def comparisons(settings: Settings, *varied: str) -> list[Comparison]:
     """
     every = []
     for key in varied or VARIED:
-        groups: dict[str, list[Pretraining]] = {}
+        groups: dict[str, dict[str, str]] = {}
         for one in settings.pretraining:
-            groups.setdefault(_but_for(one, key), []).append(one)
-        for group in groups.values():
-            values = tuple(value_of(one, key) for one in group)
-            if len(set(values)) > 1:
-                every.append(Comparison(key, tuple(one.name for one in group), values))
+            groups.setdefault(_but_for(one, key), {})[one.name] = value_of(one, key)
+        every += [
+            Comparison(key, tuple(values), tuple(values.values()))
+            for values in groups.values()
+            if len(set(values.values())) > 1
+        ]
     return every
 
 
 def _but_for(one: Pretraining, key: str) -> str:
     """All that decides a pretraining, as text, without ``key`` and what only names or keeps it."""
     left_out = {*NO_DIFFERENCE, key}
-    if key == "method":
-        left_out |= METHODS["dino"].published.keys() | {"crops.global_scale", "crops.local_scale"}
-        left_out -= {"n_prototypes"}  # a head of another size is no method's own
+    if key == "method":  # a head of another size is no method's own
+        left_out |= METHODS["dino"].published.keys() - {"n_prototypes"}
+        left_out |= {"crops.global_scale", "crops.local_scale"}
     content = pretraining_run.flattened(as_dict(in_full(one)))
     return json.dumps({k: v for k, v in content.items() if k not in left_out}, sort_keys=True)
 
@@ -90,17 +91,19 @@ def value_of(one: Pretraining, key: str) -> str:
 def compared(settings: Settings, table: pd.DataFrame, *varied: str) -> pd.DataFrame:
     """Rows of scores by pretraining (SCORES) of all comparisons of some keys of VARIED: COMPARED.
 
-    Of tasks that judged two ways to pretrain of a comparison or more: one alone is compared with
-    nothing.
+    ``way``: the first of the pretrainings that differ from a row's in their seed alone. Of tasks
+    that judged two ways of a comparison or more: one alone is compared with nothing.
     """
     pairs = [
         (one.varied, one.base, name, value)
         for one in comparisons(settings, *varied)
         for name, value in zip(one.names, one.values, strict=True)
     ]
-    rows = pd.DataFrame(pairs, columns=["varied", "base", "name", "value"]).merge(table, on="name")
-    ways = rows.assign(way=_ways(settings, rows)).groupby(PANEL)["way"]
-    return rows.loc[ways.transform("nunique") > 1, COMPARED].reset_index(drop=True)
+    rows = pd.DataFrame(pairs, columns=["varied", "base", "name", "value"], dtype=object)
+    rows = rows.merge(table, on="name")
+    rows["way"] = rows["name"].map(pretrained.first_seeds(settings))
+    n_ways = rows.groupby(PANEL)["way"].transform("nunique")
+    return rows.loc[n_ways > 1, COMPARED].reset_index(drop=True)
 
 
 def last(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
@@ -115,29 +118,26 @@ def last(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
 # ---- over seeds ----
 
 
-def _ways(settings: Settings, rows: pd.DataFrame) -> pd.Series:
-    """By row, the first of the pretrainings that differ from its own in their seed alone."""
-    return rows["name"].map(pretrained.first_seeds(settings))
-
-
-def by_way(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
+def by_way(table: pd.DataFrame) -> pd.DataFrame:
     """Of `compared`, pretrainings that differ in their seed alone as one, by their first's name.
 
     Columns COMPARED, with the mean over seeds of ``mean`` and ``sd``, and ``low, high, n_seeds``:
     the lowest and the highest seed. Of a single seed, ``low`` and ``high`` are the mean less and
     more ``sd``, which is over heads.
     """
-    rows = table.assign(name=_ways(settings, table))
-    keys = [name for name in COMPARED if name not in ("mean", "sd", "n_runs")]
-    by_step = rows.groupby(keys, sort=False, dropna=False, as_index=False)
-    columns = {"mean": ("mean", "mean"), "sd": ("sd", "mean"), "n_runs": ("n_runs", "max")}
-    ends = {"low": ("mean", "min"), "high": ("mean", "max"), "n_seeds": ("mean", "size")}
-    ways = by_step.agg(**columns, **ends)
-    is_repeated = ways["n_seeds"] > 1
-    return ways.assign(
-        low=ways["low"].where(is_repeated, ways["mean"] - ways["sd"]),
-        high=ways["high"].where(is_repeated, ways["mean"] + ways["sd"]),
+    keys = ["varied", "base", "value", "way", "task", "metric", "split", "step"]
+    ways = table.groupby(keys, sort=False, dropna=False, as_index=False).agg(
+        mean=("mean", "mean"),
+        sd=("sd", "mean"),
+        n_runs=("n_runs", "max"),
+        low=("mean", "min"),
+        high=("mean", "max"),
+        n_seeds=("mean", "size"),
     )
+    single = ways["n_seeds"] == 1
+    ways.loc[single, "low"] = ways["mean"] - ways["sd"]
+    ways.loc[single, "high"] = ways["mean"] + ways["sd"]
+    return ways.rename(columns={"way": "name"})
 
 
 def over_seeds(settings: Settings, first: pd.Series, second: pd.Series) -> Test:
@@ -163,16 +163,15 @@ def differences(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
     Columns PANEL, name, value, ``mean`` over seeds, ``n_seeds`` and ``n_seeds_of_base`` with a
     score, and the ``difference`` from the base, ``low, high`` as `over_seeds`.
     """
-    rows, ended = [], last(settings, table)
-    for panel, part in ended.assign(way=_ways(settings, ended)).groupby(PANEL, sort=False):
+    rows = []
+    for panel, part in last(settings, table).groupby(PANEL, sort=False):
         scores = {way: one.set_index("name")["mean"] for way, one in part.groupby("way")}
         base = scores.get(panel[1], pd.Series(dtype=float))
         for way, value in part.drop_duplicates("way")[["way", "value"]].itertuples(index=False):
             if way != panel[1]:
-                one = over_seeds(settings, scores[way], base).interval
-                mean, n = scores[way].mean(), scores[way].count()
+                one, mean = over_seeds(settings, scores[way], base).interval, scores[way].mean()
                 difference = round(one.estimate, 12) + 0.0  # no rounding error, no -0
-                row = (way, value, mean, n, base.count(), difference, one.low, one.high)
-                rows.append((*panel, *row))
+                n_seeds = scores[way].count(), base.count()
+                rows.append((*panel, way, value, mean, *n_seeds, difference, one.low, one.high))
     columns = ["name", "value", "mean", "n_seeds", "n_seeds_of_base", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=[*PANEL, *columns])

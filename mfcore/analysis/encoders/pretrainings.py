@@ -15,7 +15,6 @@ from mfcore.analysis.encoders.comparisons import (
     VARIED,
     by_way,
     compared,
-    comparisons,
     differences,
 )
 from mfcore.analysis.exhibit import (
@@ -29,7 +28,6 @@ from mfcore.analysis.exhibit import (
     widely,
 )
 from mfcore.analysis.scores import once
-from mfcore.study.config import Settings
 from mfcore.study.pretrained import METHODS, first_seeds
 from mfcore.study.study import Study
 
@@ -56,10 +54,8 @@ def runs(study: Study) -> dict[str, store.Run]:
 
 def missing_table(study: Study) -> pd.DataFrame:
     """Pretrainings and tasks that aren't there, with their reasons: ``what, name, reason``."""
-    reasons = {}
-    for file in sorted(study.folder.glob("failures/08_*.json")):
-        failure = store.read_json(file)
-        reasons[failure["parameters"]["encoder"]] = failure["reason"]
+    failed = [store.read_json(file) for file in study.folder.glob("failures/08_*.json")]
+    reasons = {one["parameters"]["encoder"]: one["reason"] for one in failed}
     names = [one.name for one in study.settings.pretraining]
     lacking = [name for name in names if name not in runs(study)]
     rows = [("pretraining", name, reasons.get(name, "not run yet")) for name in lacking]
@@ -71,10 +67,10 @@ def missing_table(study: Study) -> pd.DataFrame:
 
 def histories_table(study: Study) -> pd.DataFrame:
     """How each finished pretraining went: `pretraining_run.read_history` with the ``name``."""
-    histories = {name: pretraining_run.read_history(run) for name, run in runs(study).items()}
-    tables = [table.assign(name=name) for name, table in histories.items()]
-    tables = tables or [pd.DataFrame(columns=["name", "step", *NOTED])]
-    return pd.concat(tables, ignore_index=True)
+    tables = [pd.DataFrame(columns=["name", "step", *NOTED])]
+    for name, run in runs(study).items():
+        tables.append(pretraining_run.read_history(run).assign(name=name))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 def overview_table(study: Study) -> pd.DataFrame:
@@ -115,18 +111,22 @@ def overview_table(study: Study) -> pd.DataFrame:
 def scores_table(study: Study) -> pd.DataFrame:
     """`tasks.scores_table` of the reported split; ``name``: the encoder, or a snapshot's."""
     table = tasks.reported(tasks.scores_table(study))
-    return table.assign(name=[encoder.partition("@")[0] for encoder in table["encoder"]])
+    return table.assign(name=_names(table))
 
 
 def representations_table(study: Study) -> pd.DataFrame:
     """RankMe and ODCorr of each task's images by the study's own pretrainings: SCORES."""
     table = representations.judged_table(study)
     table = table[table["origin"] == representations.HOME_MADE]
-    name = [encoder.partition("@")[0] for encoder in table["encoder"]]
     step = [tasks.step_of(study.settings, encoder) for encoder in table["encoder"]]
-    table = table.assign(name=name, step=step, split="all", sd=np.nan, n_runs=1)
+    table = table.assign(name=_names(table), step=step, split="all", sd=np.nan, n_runs=1)
     kept = [name for name in SCORES if name not in ("metric", "mean")]
     return table.melt(kept, list(representations.TITLES), "metric", "mean")[SCORES]
+
+
+def _names(table: pd.DataFrame) -> list[str]:
+    """The encoder of each row, also of its snapshots."""
+    return [encoder.partition("@")[0] for encoder in table["encoder"]]
 
 
 def differences_table(study: Study) -> pd.DataFrame:
@@ -142,17 +142,6 @@ def differences_table(study: Study) -> pd.DataFrame:
         span = tasks.difference(study, row["task"], row["name"], row["base"])
         rows.loc[at, ["low", "high"]] = span.low, span.high
     return rows
-
-
-def controls(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
-    """What each pretraining's `tasks.control_of` scores: ``of, name, task, metric, mean``.
-
-    table: as `scores_table`.
-    """
-    pairs = [(one.name, tasks.control_of(settings, one.name)) for one in settings.pretraining]
-    return pd.DataFrame(pairs, columns=["of", "name"]).merge(
-        table[["name", "task", "metric", "mean"]], on="name"
-    )
 
 
 # ---- exhibits of all pretrainings ----
@@ -175,15 +164,6 @@ def overview(study: Study) -> Exhibit:
     return Exhibit("11_overview", "What was pretrained", caption, table, None, SECTION)
 
 
-def _first(settings: Settings) -> list[str]:
-    """The first of each way's seeds: ways that the study probes, then two of each comparison."""
-    firsts, compared = first_seeds(settings), []
-    probed = [firsts[name] for name in firsts if name in settings.encoders]
-    for one in comparisons(settings):
-        compared += list(dict.fromkeys(firsts[name] for name in one.names))[:2]
-    return list(dict.fromkeys([*probed, *compared, *firsts.values()]))
-
-
 @in_style
 def histories(study: Study) -> Exhibit:
     """Loss, entropy of the mean target and RankMe over steps, a line a way to pretrain."""
@@ -200,7 +180,7 @@ def histories(study: Study) -> Exhibit:
     )
     ways = table.assign(name=table["name"].map(first_seeds(study.settings)))
     noted = ways.melt(["name", "step"], list(NOTED), "noted").dropna()
-    names = sorted(ways["name"].unique(), key=_first(study.settings).index)
+    names = list(ways["name"].unique())
     grid = sns.relplot(
         noted, kind="line", errorbar=("pi", 100), x="step", y="value", hue="name", style="name",
         hue_order=names, style_order=names, palette=colours(len(names)), col="noted",
@@ -221,9 +201,8 @@ def starts(study: Study) -> Exhibit:
 
 def amounts(study: Study) -> Exhibit:
     """Fig. 2 of kaiko 2024: how many slides, how many patches."""
-    return _over_steps(
-        study, "11_data", scores_table(study), "patches.slide_fraction", "patches.n_distinct"
-    )
+    varied = "patches.slide_fraction", "patches.n_distinct"
+    return _over_steps(study, "11_data", scores_table(study), *varied)
 
 
 def magnifications(study: Study) -> Exhibit:
@@ -243,51 +222,45 @@ def _over_steps(study: Study, name: str, table: pd.DataFrame, *varied: str) -> E
 
     A line a way to pretrain; table: SCORES, as `scores_table`.
     """
-    heading = "; ".join(VARIED[key] for key in varied)
-    rows = by_way(study.settings, compared(study.settings, table, *varied))
+    title, of = "; ".join(VARIED[key] for key in varied), of_what(study.settings)
+    rows = by_way(compared(study.settings, table, *varied))
     if rows.empty:
-        of = of_what(study.settings)
         caption = f"No two judged pretrainings of the study differ in this alone ({of})."
-        return Exhibit(name, heading, caption, rows, None, SECTION)
-    label = rows["value"] + " (" + rows["name"] + ")"
+        return Exhibit(name, title, caption, rows, None, SECTION)
     n_seeds = rows.groupby("name")["n_seeds"].transform("max")
+    label = rows["value"] + " (" + rows["name"] + ")"
     label += (", " + n_seeds.astype(str) + " seeds").where(n_seeds > 1, "")
     shown = rows.assign(panel=rows.groupby(PANEL, sort=False).ngroup(), label=label)
     shown = shown.sort_values(["panel", "step"], kind="stable")
-    place = {name: i for i, name in enumerate(rows["name"].unique())}  # the same in all panels
-    aside = shown["name"].map(place) - (len(place) - 1) / 2  # so that bars don't hide one another
-    shown["at"] = shown["step"] + 0.012 * shown.groupby("panel")["step"].transform("max") * aside
-    at = [place[name] for name in shown.drop_duplicates("label")["name"]]
+    names, of_line = list(rows["name"].unique()), shown.drop_duplicates("label")["name"]
+    at = [names.index(name) for name in of_line]  # a pretraining looks the same in all panels
     looks = {"color": [f"C{i}" for i in at], "marker": [MARKERS[i % len(MARKERS)] for i in at]}
     grid = sns.FacetGrid(
         shown, col="panel", col_wrap=min(3, shown["panel"].nunique()), hue="label", hue_kws=looks,
         sharex=False, sharey=False, height=3, aspect=0.9,
     )  # fmt: skip
-    grid.map(_bars, "at", "mean", "low", "high")
-    for axis in grid.axes.flat:
-        axis.set_xlim(0, 1.05 * axis.dataLim.x1)  # else the frame cuts the last marker
-    untrained = controls(study.settings, scores_table(study))
-    untrained = untrained.set_index(["of", "task", "metric"])["mean"]
-    for i, part in rows.drop_duplicates(PANEL).reset_index().iterrows():
-        axis, of = grid.axes_dict[i], (part["base"], part["task"], part["metric"])
-        if of in untrained:
-            axis.axhline(untrained[of], color="0.45", linestyle=":", label="untrained network")
-        axis.set(xlabel="step", ylabel=(tasks.TITLES | representations.TITLES)[part["metric"]])
-        axis.set_title(f"{part['task']}\nbase: {part['base']}", fontsize=7.5)
-    figure = finished(study, grid.figure, heading.replace("; ", "\n"))
+    grid.map(_bars, "step", "mean", "low", "high").set(xlim=(0, None))
+    key = ["name", "task", "metric"]
+    scores = scores_table(study).drop_duplicates(key).set_index(key)["mean"]
+    for axis, part in zip(grid.axes.flat, rows.drop_duplicates(PANEL).itertuples(), strict=True):
+        control = tasks.control_of(study.settings, part.base), part.task, part.metric
+        if control in scores:
+            axis.axhline(scores[control], color="0.45", linestyle=":", label="untrained network")
+        axis.set(xlabel="step", ylabel=(tasks.TITLES | representations.TITLES)[part.metric])
+        axis.set_title(f"{part.task}\nbase: {part.base}", fontsize=7.5)
+    figure = finished(study, grid.figure, title.replace("; ", "\n"))
     caption = (
         "Scores of snapshots by step, a line a way to pretrain, dotted the same network untrained "
-        f"({of_what(study.settings)}). Points and bars: of several seeds of the pretraining the "
-        "mean, the lowest and the highest; of one seed mean and SD over heads trained on one "
-        "encoder, so that what another draw of patches would give is not in them."
+        f"({of}). Points and bars: of several seeds of the pretraining the mean, the lowest and "
+        "the highest; of one seed mean and SD over heads trained on one encoder, so that what "
+        "another draw of patches would give is not in them."
     )
-    return Exhibit(name, heading, caption, rows, figure, SECTION)
+    return Exhibit(name, title, caption, rows, figure, SECTION)
 
 
 def _bars(at: pd.Series, mean: pd.Series, low: pd.Series, high: pd.Series, **look: object) -> None:
     """Means joined by a line, with bars from ``low`` to ``high``."""
-    beyond = (mean - low).clip(lower=0), (high - mean).clip(lower=0)
-    plt.errorbar(at, mean, beyond, markersize=4, capsize=2, linewidth=1.2, **look)
+    plt.errorbar(at, mean, (abs(mean - low), abs(high - mean)), markersize=4, capsize=2, **look)
 
 
 def against_base(study: Study) -> Exhibit:

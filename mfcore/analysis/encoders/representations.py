@@ -32,7 +32,6 @@ from mfcore.streams import generator
 from mfcore.study import pretrained
 from mfcore.study.predictions import PROBE, load_arm, scores as scores_of
 from mfcore.study.study import Study
-from mfcore.tasks import registry
 
 SECTION = "Representations"
 TITLES = {"rankme": "RankMe", "odcorr_abs": "ODCorr, mean |r|", "odcorr_sq": "ODCorr, mean r²"}
@@ -120,13 +119,12 @@ def encoders_table(study: Study) -> pd.DataFrame:
             over = spread(scores_of(full)["auroc"])
             row |= {"auroc": over.mean, "auroc_sd": over.sd, "n_folds": over.n}
         rows.append(row)
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.assign(origin=_origins(study, table))
+    return _with_origin(study, pd.DataFrame(rows, columns=COLUMNS))
 
 
-def _origins(study: Study, table: pd.DataFrame) -> list[str]:
+def _with_origin(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     is_own = [pretrained.is_of(study.settings, encoder) for encoder in table["encoder"]]
-    return list(np.where(is_own, HOME_MADE, ""))
+    return table.assign(origin=np.where(is_own, HOME_MADE, ""))
 
 
 @cache
@@ -139,10 +137,9 @@ def judged_table(study: Study) -> pd.DataFrame:
     rows = [
         {"task": task, "encoder": encoder, **of_file(run.path(FEATURES))}
         for (task, encoder), run in tasks.runs(study).items()
-        if not registry.get(task).is_segmentation and run.path(FEATURES).is_file()
+        if run.path(FEATURES).is_file()
     ]
-    table = pd.DataFrame(rows, columns=ON_TASKS)
-    return table.assign(origin=_origins(study, table))
+    return _with_origin(study, pd.DataFrame(rows, columns=ON_TASKS))
 
 
 def tasks_table(study: Study) -> pd.DataFrame:
@@ -153,20 +150,16 @@ def tasks_table(study: Study) -> pd.DataFrame:
     pretrainings that differ in their seed alone the first: they are no encoders of their own.
     """
     images = {task.name: task.measured_on for task in study.settings.tasks}
+    firsts = pretrained.first_seeds(study.settings)
     scores = tasks.reported(tasks.scores_table(study))
-    scores = scores.assign(
-        metric_of_task=scores["metric"].map(tasks.TITLES),
-        measured_on=[images.get(name) or name for name in scores["task"]],
-    )
+    scores["metric_of_task"] = scores["metric"].map(tasks.TITLES)
+    scores["measured_on"] = [images.get(name) or name for name in scores["task"]]
+    stems = [encoder.partition("@")[0] for encoder in scores["encoder"]]
+    scores = scores[[firsts.get(stem, stem) == stem for stem in stems]]
     scores = scores.rename(columns={"mean": "score", "sd": "score_sd"})
     measured = judged_table(study).rename(columns={"task": "measured_on"})
-    again = [
-        name for name, first in pretrained.first_seeds(study.settings).items() if name != first
-    ]
-    scores = scores.loc[
-        ~scores["encoder"].str.partition("@")[0].isin(again), ["task", "encoder", *ON_SCORES]
-    ]
-    return scores.merge(measured, "inner", ["measured_on", "encoder"])[[*ON_TASKS, *ON_SCORES]]
+    scores = scores[["task", "encoder", *ON_SCORES]].merge(measured, on=["measured_on", "encoder"])
+    return scores[[*ON_TASKS, *ON_SCORES]]
 
 
 def sizes_table(study: Study, n_draws: int = N_DRAWS) -> pd.DataFrame:
@@ -181,10 +174,8 @@ def sizes_table(study: Study, n_draws: int = N_DRAWS) -> pd.DataFrame:
         features = store.read_embeddings(store.run_at(file.parent))[0]
         rows += [{"encoder": encoder} | row for row in subsampled(features, study.seed, n_draws)]
     if not rows:
-        raise store.StoreError(
-            f"{study.folder}: no encoder of study {study.name!r} has embeddings yet; run notebook "
-            "02"
-        )
+        what = f"no encoder of study {study.name!r} has embeddings yet"
+        raise store.StoreError(f"{study.folder}: {what}; run notebook 02")
     return pd.DataFrame(rows)
 
 
@@ -278,26 +269,24 @@ def rankme(study: Study) -> Exhibit:
 def probe_correlations(study: Study) -> Exhibit:
     """Spearman's correlation of each metric with the probes' AUROC, over encoders."""
     table = correlate(encoders_table(study))
-    return Exhibit(
-        "10_correlations", "Correlation with AUROC", _related(study, table), table, None, SECTION
-    )
+    return _related(study, "10_correlations", "Correlation with AUROC", table)
 
 
 def task_correlations(study: Study) -> Exhibit:
     """Spearman's correlation of each metric with the scores on each task, over encoders."""
     table = correlate_tasks(tasks_table(study))
-    name, heading = "10_task_correlations", "Correlation with scores on tasks"
-    return Exhibit(name, heading, _related(study, table), table, None, SECTION)
+    return _related(study, "10_task_correlations", "Correlation with scores on tasks", table)
 
 
-def _related(study: Study, table: pd.DataFrame) -> str:
-    return (
+def _related(study: Study, name: str, title: str, table: pd.DataFrame) -> Exhibit:
+    caption = (
         f"Spearman's ρ over encoders with its 95 % interval ({of_what(study.settings)}); the "
         "papers saw RankMe rise and ODCorr fall with accuracy. Each p stands by itself, "
         "uncorrected for their number; least_p is that of a perfect order. "
         f"{int(table['n'].max())} encoders that share architectures or training data count for "
         "fewer than they are."
     )
+    return Exhibit(name, title, caption, table, None, SECTION)
 
 
 def against_probes(study: Study) -> Exhibit:

@@ -1,11 +1,14 @@
 """Do embeddings lie by biology or by where slides were made? RI and CRoMa of every encoder."""
 
+from collections.abc import Iterator
+from itertools import product
+
 import numpy as np
 import pandas as pd
 
 from mfcore import store
 from mfcore.analysis.encoders.representations import SECTION, files
-from mfcore.analysis.exhibit import Exhibit, counted, of_what
+from mfcore.analysis.exhibit import Exhibit, of_what
 from mfcore.measures import robustness as measured
 from mfcore.streams import generator
 from mfcore.study.study import Study
@@ -23,21 +26,18 @@ def table(study: Study) -> pd.DataFrame:
     No row for an origin that no two biologies share, or a biology of a single origin: then no
     neighbour tells which of them counts. Patches of unknown origin are left out.
     """
-    labels = study.labels.set_index("patch_id")
+    labels, rows = study.labels.set_index("patch_id"), []
     order = generator(study.seed, "robustness").permutation(labels.index)
-    rows = []
     for encoder, file in files(study).items():
         features, patch_ids = store.read_embeddings(store.run_at(file.parent))
         row_of = pd.Series(np.arange(len(patch_ids)), index=patch_ids)
         for biology, origin in _pairs(labels):
             known = labels.index[labels[ORIGINS[origin]] != ""]
-            drawn = order[np.isin(order, known)][:N_MEASURED]
-            at = row_of.loc[drawn]
+            drawn = labels.loc[order[np.isin(order, known)][:N_MEASURED]]
+            columns = BIOLOGY[biology], ORIGINS[origin], "case_id"
             nearest = measured.neighbours(
-                features[at.to_numpy()],
-                labels.loc[drawn, BIOLOGY[biology]].to_numpy(),
-                labels.loc[drawn, ORIGINS[origin]].to_numpy(),
-                labels.loc[drawn, "case_id"].to_numpy(),
+                features[row_of.loc[drawn.index].to_numpy()],
+                *(drawn[name].to_numpy() for name in columns),
                 N_NEIGHBOURS,
             )
             values = nearest.robustness_index, nearest.croma, nearest.croma_tail
@@ -46,21 +46,15 @@ def table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _pairs(labels: pd.DataFrame) -> list[tuple[str, str]]:
-    """The pairs of biology and origin that vary independently in the labels."""
-    pairs = []
-    for biology, column in BIOLOGY.items():
-        for origin, place in ORIGINS.items():
-            known = labels[labels[place] != ""]
-            crossed = known.groupby([column, place]).size().unstack()
-            if len(crossed) > 1 and crossed.shape[1] > 1 and _overlaps(crossed.notna().to_numpy()):
-                pairs.append((biology, origin))
-    return pairs
-
-
-def _overlaps(crossed: np.ndarray) -> bool:
-    """Whether some origin has two biologies, and some biology two origins."""
-    return bool((crossed.sum(axis=0) > 1).any() and (crossed.sum(axis=1) > 1).any())
+def _pairs(labels: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """The pairs of biology and origin that vary independently in the labels: some origin has two
+    biologies, and some biology two origins.
+    """
+    for (biology, column), (origin, place) in product(BIOLOGY.items(), ORIGINS.items()):
+        known = labels[labels[place] != ""]
+        counts = known[[column, place]].drop_duplicates()
+        if counts[column].duplicated().any() and counts[place].duplicated().any():
+            yield biology, origin
 
 
 def exhibit(study: Study) -> Exhibit:
@@ -71,8 +65,7 @@ def exhibit(study: Study) -> Exhibit:
         " of those of its biology and another origin, among these and the reverse, of"
         f" {N_NEIGHBOURS} neighbours (1: only biology counts); CRoMa is the median margin between"
         " the distances to both kinds (above 0: biology counts for more), its tail the mean of the"
-        f" lowest tenth ({of_what(study.settings)};"
-        f" {counted(int(rows['n'].max()) if len(rows) else 0, 'patch', 'patches')})."
+        f" lowest tenth ({of_what(study.settings)})."
     )
     if rows.empty:
         caption = (

@@ -31,10 +31,11 @@ def chosen(settings: Settings, order: Sequence[str]) -> list[str]:
     These are the best, the study's first encoder that is pretrained here (or the best such), the
     same network untrained, and the worst.
     """
-    trained = [encoder for encoder in order if pretrained.is_of(settings, encoder)]
-    home = [encoder for encoder in settings.encoders if encoder in trained][:1] or trained[:1]
-    controls = [name for encoder in home if (name := tasks.control_of(settings, encoder)) in order]
-    return list(dict.fromkeys([order[0], *home, *controls, order[-1]]))[:MAX_MASKS]
+    mine = [name for name in (*settings.encoders, *order) if pretrained.is_of(settings, name)]
+    home = [name for name in mine if name in order][:1]
+    controls = [tasks.control_of(settings, name) for name in home]
+    names = dict.fromkeys([order[0], *home, *controls, order[-1]])
+    return [name for name in names if name in order][:MAX_MASKS]
 
 
 @in_style
@@ -43,39 +44,35 @@ def over_patches(study: Study, task: str) -> Exhibit:
 
     The table has the Dice of each patch, encoder and class: columns MASK_COLUMNS.
     """
-    name, heading = f"09_{task}_masks", "Segmentations (kaiko 2024, Fig. 3)"
+    title = "Segmentations (kaiko 2024, Fig. 3)"
     table = tasks.encoders_only(tasks.reported(tasks.scores_table(study)))
-    order = table[table["task"] == task].sort_values("mean", ascending=False, kind="stable")
-    order = list(order["encoder"])
-    is_segmentation = registry.get(task).is_segmentation
-    if not (order and is_segmentation):
-        nothing = f"A task of classification has no masks ({of_what(study.settings)})."
-        caption = tasks.nobody(study, task) if is_segmentation else nothing
-        return Exhibit(
-            name, heading, caption, pd.DataFrame(columns=MASK_COLUMNS), None, tasks.SECTION
-        )
+    table = table[table["task"] == task].sort_values("mean", ascending=False, kind="stable")
+    if not registry.get(task).is_segmentation:
+        caption = f"A task of classification has no masks ({of_what(study.settings)})."
+        table = pd.DataFrame(columns=MASK_COLUMNS)
+        return Exhibit(f"09_{task}_masks", title, caption, table, section=tasks.SECTION)
+    if table.empty:
+        return tasks.exhibit(study, task, "_masks", title, table, "")
     first, columns, tables = {}, {}, []
-    for encoder in chosen(study.settings, order):
+    for encoder in chosen(study.settings, [*table["encoder"]]):
         run = tasks.runs(study)[task, encoder]
         with np.load(run.path("masks.npz")) as content:
             made = dict(content)
         first = first or made
-        if np.array_equal(made["item_id"], first["item_id"]):  # not of an older version of the data
-            columns[encoder] = made["predicted"]
-            dice = store.read_parquet(run.path(tasks.FILES["segmentation"])).set_index("item_id")
-            dice = dice[dice["run"] == dice["run"].min()].assign(encoder=encoder)
-            tables.append(dice.loc[first["item_id"]].reset_index()[MASK_COLUMNS])
+        columns = columns or {"true mask": made["true"]}
+        columns[encoder] = made["predicted"]
+        dice = store.read_parquet(run.path(tasks.FILES["segmentation"])).set_index("item_id")
+        dice = dice[dice["run"] == dice["run"].min()].assign(encoder=encoder)
+        tables.append(dice.loc[made["item_id"]].reset_index()[MASK_COLUMNS])
     table, classes = pd.concat(tables, ignore_index=True), run.record["facts"]["classes"]
-    columns = {"true mask": first["true"], **columns}
     caption = (
         f"Tested patches of {task}, drawn at random among those with nuclei, their true masks, and "
         "what the first run's decoder on frozen features made of them "
         f"({of_what(study.settings)}). Encoders, at most {MAX_MASKS}: the best, one pretrained "
-        f"here, the same network untrained, the worst. So few patches ({len(first['image'])}) are "
-        "no measurement."
+        "here, the same network untrained, the worst. So few patches are no measurement."
     )
     figure = finished(study, draw_masks(first["image"], columns, table, classes), task, 4)
-    return Exhibit(name, heading, caption, table, figure, tasks.SECTION)
+    return tasks.exhibit(study, task, "_masks", title, table, caption, figure=figure)
 
 
 def draw_masks(
@@ -95,10 +92,9 @@ def draw_masks(
     palette = 255 * np.array([(0, 0, 0), *map(to_rgb, colours.values())])  # by class
     rows, grey = {"patch": images}, 128 + images.mean(axis=3, keepdims=True) / 2
     for name, shown in columns.items():
-        at = np.where(shown == masks.IGNORED, len(colours), shown)[..., None]  # (n, H, W, 1)
-        rows[name] = np.where(at > 0, 0.25 * grey + 0.75 * palette[at[..., 0]], grey).astype(
-            np.uint8
-        )
+        at = np.where(shown == masks.IGNORED, len(colours), shown)  # (n, H, W)
+        coloured = np.where(at[..., None] > 0, 0.25 * grey + 0.75 * palette[at], grey)
+        rows[name] = coloured.astype(np.uint8)
     figure = image_rows(rows, len(images), 1.4)
     dice = table.groupby(["encoder", "item_id"], sort=False)["dice"].mean()
     for (name, i), axis in zip(product(rows, range(len(images))), figure.axes, strict=True):

@@ -8,13 +8,14 @@ where a set has no test split.
 """
 
 import math
+from collections.abc import Iterator
 from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from mfcore import encoders, store
+from mfcore import store
 from mfcore.analysis.exhibit import (
     WIDTH_INCH,
     Exhibit,
@@ -24,11 +25,11 @@ from mfcore.analysis.exhibit import (
     of_what,
     rounded,
 )
-from mfcore.encoders.card import cards
+from mfcore.encoders.card import EncoderError
 from mfcore.measures import task_scores
 from mfcore.measures.resampling import coverage_note
 from mfcore.measures.statistics import Interval, spread
-from mfcore.study import pretrained, tasks as study_tasks
+from mfcore.study import encoders as study_encoders, pretrained, tasks as study_tasks
 from mfcore.study.config import Settings, TaskOptions, as_dict
 from mfcore.study.study import Study
 from mfcore.tasks import protocol as tasks_protocol, registry
@@ -59,34 +60,26 @@ def runs(study: Study) -> dict[tuple[str, str], store.Run]:
         for encoder in study_tasks.encoders_of(study.settings, task)
         if (run := _find(study, task, encoder)) is not None
     }
-    items = {}  # of each task, those that its last run was on
-    for (task, _), run in sorted(found.items(), key=lambda item: item[1].ended):
-        items[task] = run.identity["inputs"]["items"]
+    by_age = sorted(found.items(), key=lambda item: item[1].ended)
+    items = {task: run.identity["inputs"]["items"] for (task, _), run in by_age}
     return {of: run for of, run in found.items() if run.identity["inputs"]["items"] == items[of[0]]}
 
 
 def _find(study: Study, task: TaskOptions, encoder: str) -> store.Run | None:
+    """The current run, by today's card where it can be known without asking elsewhere."""
+    settings, card = study.settings, None
+    is_described = encoder in [entry.name for entry in settings.own_encoders]
     try:
-        config = study_tasks.config_of(study.settings, task.name, _card(study, encoder))
-    except (store.StoreError, encoders.EncoderError):
-        return None
-    if config["card"] is None:  # what another machine knows of it decides nothing here
+        if is_described or study_encoders.has_card_here(settings, encoder):
+            card = study.card(encoder).identity()
+    except (store.StoreError, EncoderError):
+        if not is_described:  # else by a file that lies where it was judged
+            return None
+    config = study_tasks.config_of(settings, task.name, card)
+    if card is None:  # what another machine knows of it decides nothing here
         del config["card"]
     stage = STAGES[tasks_protocol.of(task).kind]
     return store.last_opened(study.folder, stage, f"{task.name}.{encoder}", config)
-
-
-def _card(study: Study, encoder: str) -> dict | None:
-    """Today's card, as a run's config has it, where it can be known without asking elsewhere."""
-    described = encoder in [entry.name for entry in study.settings.own_encoders]
-    if not (described or encoder in cards() or pretrained.is_of(study.settings, encoder)):
-        return None
-    try:
-        return study.card(encoder).identity()
-    except encoders.EncoderError:
-        if described:  # by a file that lies where it was judged
-            return None
-        raise
 
 
 def missing_table(study: Study) -> pd.DataFrame:
@@ -116,12 +109,10 @@ def control_of(settings: Settings, name: str) -> str:
     """The same network without any training, which a pretraining must beat; "" without one."""
     one = settings.pretraining_of(name)
     network = "random", one.architecture, one.arguments
-    alike = [
-        entry.name
-        for entry in settings.own_encoders
-        if (entry.weights, entry.architecture, entry.arguments or {}) == network
-    ]
-    return alike[0] if alike else ""
+    for entry in settings.own_encoders:
+        if (entry.weights, entry.architecture, entry.arguments or {}) == network:
+            return entry.name
+    return ""
 
 
 # ---- scores ----
@@ -131,11 +122,16 @@ def scored(run: store.Run, kind: str) -> dict[str, task_scores.Scored]:
     """What a finished run scored, by split; ``kind``: the task's."""
     predictions = store.read_parquet(run.path(FILES[kind]))
     of_split = task_scores.of_labels if kind == "classification" else task_scores.of_masks
-    return {
-        split: of_split(part)
-        for split in ("val", "test")
-        if len(part := predictions[predictions["split"] == split])
-    }
+    by_split = dict(list(predictions.groupby("split")))
+    return {split: of_split(by_split[split]) for split in ("val", "test") if split in by_split}
+
+
+def _summary(study: Study, task: str, split: str, one: task_scores.Scored) -> dict[str, float]:
+    """Mean and SD over runs, and the bootstrap over what was tested."""
+    over = spread(one.values)
+    span = task_scores.bootstrap(one.clusters, one.score, study.seed, task, split)
+    row = {"mean": over.mean, "sd": over.sd, "low": span.low, "high": span.high}
+    return row | {"n_runs": over.n, "n_items": one.n_items, "n_clusters": span.n}
 
 
 @cache
@@ -153,11 +149,10 @@ def scores_table(study: Study) -> pd.DataFrame:
         kind, step = protocol.kind, step_of(study.settings, encoder)
         if protocol.n_per_class == registry.get(task).protocol.n_per_class:
             as_published.add(task)
+        row = {"task": task, "kind": kind, "encoder": encoder, "step": step}
+        row["metric"] = METRICS[kind]
         for split, one in scored(run, kind).items():
-            over = spread(one.values)
-            span = task_scores.bootstrap(one.clusters, one.score, study.seed, task, split)
-            row = (task, kind, encoder, step, split, METRICS[kind], over.mean, over.sd)
-            rows.append((*row, span.low, span.high, over.n, one.n_items, span.n))
+            rows.append(row | {"split": split} | _summary(study, task, split, one))
     table = pd.DataFrame(rows, columns=COLUMNS[:-3])
     table = table.merge(published(), "left", ["encoder", "task", "split"])
     table["published"] = table["published"].where(table["task"].isin(as_published)).astype(float)
@@ -180,12 +175,8 @@ def published() -> pd.DataFrame:
 
 def reported(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of `scores_table` on a task's test split, or validation where it has no other."""
-    split = (
-        table.groupby("task")["split"].transform(tasks_protocol.reported_split)
-        if len(table)
-        else table["split"]
-    )
-    return table[table["split"] == split].reset_index(drop=True)
+    has_test = table["task"].isin(table.loc[table["split"] == "test", "task"])
+    return table[has_test == (table["split"] == "test")].reset_index(drop=True)
 
 
 def encoders_only(table: pd.DataFrame) -> pd.DataFrame:
@@ -202,12 +193,17 @@ def difference(study: Study, task: str, first: str, second: str) -> Interval:
     if lacking := [encoder for encoder in (first, second) if (task, encoder) not in stored]:
         raise store.StoreError(f"task {task!r} hasn't judged {lacking}; run notebook 09 for it")
     a, b = (scored(stored[task, encoder], kind) for encoder in (first, second))
-    split = tasks_protocol.reported_split(pd.Series(list(a)))
-    if a[split].clusters.shape != b[split].clusters.shape:
-        raise store.StoreError(
-            f"task {task!r}: {first} and {second} were tested on other items; remove the older run"
-        )
+    split = [*a][-1]
     return task_scores.difference(a[split], b[split], study.seed, task, split)
+
+
+def _tested(study: Study, task: str) -> Iterator[tuple[str, store.Run, pd.DataFrame]]:
+    """Each encoder that a task judged, its run, and its predictions on the split reported."""
+    kind = tasks_protocol.of(study.settings.task(task)).kind
+    for (name, encoder), run in runs(study).items():
+        if name == task and "@" not in encoder:
+            rows = store.read_parquet(run.path(FILES[kind]))
+            yield encoder, run, rows[rows["split"] == tasks_protocol.reported_split(rows["split"])]
 
 
 def class_runs(study: Study, task: str) -> pd.DataFrame:
@@ -217,21 +213,18 @@ def class_runs(study: Study, task: str) -> pd.DataFrame:
     the mean Dice of the masks that have the class; n: items or masks. Of the split that is
     reported.
     """
-    kind, tables = tasks_protocol.of(study.settings.task(task)).kind, []
     columns = ["encoder", "class", "run", "value", "n"]
-    for (name, encoder), run in runs(study).items():
-        if name != task or "@" in encoder:
-            continue
-        rows, classes = store.read_parquet(run.path(FILES[kind])), run.record["facts"]["classes"]
-        rows = rows[rows["split"] == tasks_protocol.reported_split(rows["split"])]
-        if kind == "classification":
+    tables = [pd.DataFrame(columns=columns)]
+    for encoder, run, rows in _tested(study, task):
+        if "dice" not in rows:
+            classes = np.array(run.record["facts"]["classes"])
             called = rows.filter(regex=r"^score_\d+$").to_numpy().argmax(axis=1)
-            right = 1.0 * (called == rows["label"])
-            rows = rows.assign(dice=right, **{"class": np.array(classes)[rows["label"]]})
-        rows = rows.assign(encoder=encoder, **{"class": pd.Categorical(rows["class"], classes)})
-        groups = rows.dropna(subset="dice").groupby(columns[:3], observed=True)["dice"]
-        tables.append(groups.agg(value="mean", n="size").reset_index().astype({"class": str}))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+            rows = rows.assign(dice=1.0 * (called == rows["label"]))
+            rows["class"] = classes[rows["label"]]
+        groups = rows.dropna(subset="dice").groupby(["class", "run"])["dice"]
+        found = groups.agg(value="mean", n="size").reset_index().assign(encoder=encoder)
+        tables.append(found[columns])
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 # ---- exhibits ----
@@ -254,25 +247,38 @@ def protocol(study: Study, task: str) -> Exhibit:
     return Exhibit(f"09_{task}_protocol", f"Protocol of {task}", caption, table, None, SECTION)
 
 
+def exhibit(
+    study: Study,
+    task: str,
+    name: str,
+    title: str,
+    table: pd.DataFrame,
+    caption: str,
+    **shown: object,
+) -> Exhibit:
+    """An exhibit of a task; of an empty table, that the task has judged no encoder."""
+    if table.empty:
+        shown, caption = {}, f"No encoder has been judged by {task} yet"
+        caption += f" ({of_what(study.settings)})."
+    return Exhibit(f"09_{task}{name}", title, caption, table, section=SECTION, **shown)
+
+
 @in_style
 def scores(study: Study, task: str) -> Exhibit:
     """What a task reports of each encoder: mean, SD, interval, and published scores."""
     table = scores_table(study)
     table = table[table["task"] == task].reset_index(drop=True)
     rows = encoders_only(reported(table)).sort_values("mean", ascending=False, kind="stable")
-    name, heading = f"09_{task}", f"Encoders on {task}"
+    title = f"Encoders on {task}"
     if rows.empty:
-        return Exhibit(name, heading, nobody(study, task), table, None, SECTION)
-    best, at = rows.iloc[0], (rows["mean"], rows["encoder"])
+        return exhibit(study, task, "", title, rows, "")
+    best, names = rows.iloc[0], rows["encoder"]
     figure, axis = plt.subplots(figsize=(WIDTH_INCH, 0.25 * len(rows) + 1.5))
-    axis.hlines(
-        rows["encoder"], rows["low"], rows["high"], color="0.35", label="95 % over what was tested"
-    )
-    axis.errorbar(*at, xerr=rows["sd"], fmt="o", elinewidth=4.5, label="mean ± SD over runs")
+    axis.hlines(names, rows["low"], rows["high"], color="0.35", label="95 % over what was tested")
+    style = {"fmt": "o", "elinewidth": 4.5, "label": "mean ± SD over runs"}
+    axis.errorbar(rows["mean"], names, xerr=rows["sd"], **style)
     if rows["published"].notna().any():
-        axis.plot(
-            rows["published"], rows["encoder"], "D", color="0.2", mfc="none", label="published"
-        )
+        axis.plot(rows["published"], names, "D", color="0.2", mfc="none", label="published")
     axis.invert_yaxis()
     axis.set_xlabel(TITLES[best["metric"]])
     text = f"{task}, {best['split']}: {best['n_items']:,} items, {rows['n_runs'].max()} runs"
@@ -287,58 +293,43 @@ def scores(study: Study, task: str) -> Exhibit:
     )
     columns = ["encoder", "split", "mean", "sd", "low", "high", "n_runs", "published", "difference"]
     figure = finished(study, figure, text, 3)
-    return Exhibit(name, heading, caption, table, figure, SECTION, rounded(table[columns]))
-
-
-def nobody(study: Study, task: str) -> str:
-    """The caption where a task has judged no encoder."""
-    return f"No encoder has been judged by {task} yet ({of_what(study.settings)})."
+    shown = {"figure": figure, "readable": rounded(table[columns])}
+    return exhibit(study, task, "", title, table, caption, **shown)
 
 
 def by_class(study: Study, task: str) -> Exhibit:
     """What encoders find of each class, mean and SD over runs: ``encoder, class, mean, sd, n``."""
-    rows, name, heading = class_runs(study, task), f"09_{task}_by_class", f"{task}, by class"
-    groups = rows.groupby(["encoder", "class"], sort=False)
+    groups = class_runs(study, task).groupby(["encoder", "class"], sort=False)
     table = groups.agg(mean=("value", "mean"), sd=("value", "std"), n=("n", "first")).reset_index()
-    if rows.empty:
-        return Exhibit(name, heading, nobody(study, task), table, None, SECTION)
-    shown = table.assign(cell=cells(table.rename(columns={"sd": "mean_sd"}), "mean"))
-    shown = shown.pivot(index="encoder", columns="class", values="cell").reset_index()
-    means = table.groupby("class", sort=False)["mean"].mean()
     what = "Dice of the masks" if registry.get(task).is_segmentation else "share of the items found"
     caption = (
         f"What encoders find of each class: {what}, mean and SD over runs "
-        f"({of_what(study.settings)}). Over encoders {means.idxmin()} is found least: "
-        f"{means.min():.2f}."
+        f"({of_what(study.settings)})."
     )
-    return Exhibit(name, heading, caption, table, None, SECTION, shown)
+    shown = table.assign(cell=cells(table.rename(columns={"sd": "mean_sd"}), "mean"))
+    shown = shown.pivot(index="encoder", columns="class", values="cell").reset_index()
+    title = f"{task}, by class"
+    return exhibit(study, task, "_by_class", title, table, caption, readable=shown)
 
 
 def by_patient(study: Study, task: str) -> Exhibit:
     """Balanced accuracy of patients beside that of their patches, of a task whose labels are of
     patients: ``encoder, by, mean, sd, low, high, n``; otherwise no row.
     """
-    rows, has_groups = [], registry.get(task).labels_groups
+    rows, title, name = [], f"{task}, by patient", "_by_patient"
+    columns = ["encoder", "by", "mean", "sd", "low", "high", "n"]
+    if not registry.get(task).labels_groups:
+        caption = f"Labels of {task} are of items, not of patients ({of_what(study.settings)})."
+        nothing = pd.DataFrame(columns=columns)
+        return Exhibit(f"09_{task}{name}", title, caption, nothing, section=SECTION)
     ways = {"patch": task_scores.of_labels, "patient": task_scores.of_groups}
-    for (name, encoder), run in runs(study).items() if has_groups else ():
-        if name != task or "@" in encoder:
-            continue
-        tested = store.read_parquet(run.path(FILES["classification"]))
-        split = tasks_protocol.reported_split(tested["split"])
+    for encoder, _, tested in _tested(study, task):
         for by, score in ways.items():
-            one = score(tested[tested["split"] == split])
-            over = spread(one.values)
-            span = task_scores.bootstrap(one.clusters, one.score, study.seed, task, split)
-            rows.append((encoder, by, over.mean, over.sd, span.low, span.high, one.n_items))
-    table = pd.DataFrame(rows, columns=["encoder", "by", "mean", "sd", "low", "high", "n"])
-    name, heading = f"09_{task}_by_patient", f"{task}, by patient"
+            row = _summary(study, task, tested["split"].iloc[0], score(tested))
+            rows.append({"encoder": encoder, "by": by, "n": row["n_items"]} | row)
     caption = (
         "Balanced accuracy of patches, each with its patient's label, and of patients, by the mean "
         f"probability over a patient's patches ({of_what(study.settings)}). Mean and SD over runs; "
         "95 % bootstrap over patients."
     )
-    if not has_groups:
-        caption = f"Labels of {task} are of items, not of patients ({of_what(study.settings)})."
-    elif not rows:
-        caption = nobody(study, task)
-    return Exhibit(name, heading, caption, table, None, SECTION)
+    return exhibit(study, task, name, title, pd.DataFrame(rows, columns=columns), caption)

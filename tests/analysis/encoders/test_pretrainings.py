@@ -81,10 +81,8 @@ def compared(scores, *varied, settings=STUDY):
 def drawn(made, monkeypatch):
     """An exhibit of made-up scores of snapshots, of some things that are varied."""
 
-    def exhibit(scores, *varied, settings=STUDY, controls=None):
+    def exhibit(scores, *varied, settings=STUDY):
         monkeypatch.setattr(pretrainings, "scores_table", lambda study: scores)
-        if controls is not None:
-            monkeypatch.setattr(pretrainings, "controls", lambda *_: controls)
         return pretrainings._over_steps(Study(settings, made), "11_made", scores, *varied)
 
     return exhibit
@@ -127,14 +125,14 @@ def test_no_difference_is_none():
     table = pd.DataFrame({"name": ["base", "few"], "mean": [0.3, 0.1 + 0.2], "step": 100.0, "sd": 0.1, "n_runs": 5})
     table = table.assign(task="bach", metric="balanced_accuracy", split="test", varied="patches.slide_fraction")
     for base in ("base", "few"):
-        (row,) = between.differences(STUDY, table.assign(base=base, value="")).to_dict("records")
+        (row,) = between.differences(STUDY, table.assign(base=base, value="", way=table["name"])).to_dict("records")
         assert f"{row['difference']:+.3f}" == "+0.000" and row["name"] != base
 
 
 def test_an_earlier_step_doesn_t_stand_for_a_last_one_that_lacks():
     rows = [("base", 50, 0.5), ("base", 100, 0.7), ("few", 50, 0.6)]
     table = pd.DataFrame(rows, columns=["name", "step", "mean"]).assign(sd=0.1, n_runs=5, task="bach", metric="dice")
-    table = table.assign(split="test", varied="patches.slide_fraction", base="base", value="")
+    table = table.assign(split="test", varied="patches.slide_fraction", base="base", value="", way=table["name"])
     assert between.differences(STUDY, table).empty
     assert between.last(STUDY, table)[["name", "step"]].to_numpy().tolist() == [["base", 100]]
 
@@ -162,16 +160,11 @@ def test_differences_are_from_the_first_and_after_the_last_step(made):
     assert len(found) == 2, "what has no score has no difference"
 
 
-def test_the_control_is_the_same_network_untrained(made):
+def test_the_control_is_the_same_network_untrained():
     assert tasks.control_of(STUDY, "base") == "untrained"
     assert tasks.control_of(replace(STUDY, own_encoders=(OTHER,)), "base") == ""
-    scores = pretrainings.scores_table(Study(STUDY, made))
-    table = pretrainings.controls(STUDY, scores)
-    assert table.loc[table["of"] == "base", ["name", "task", "mean"]].to_numpy().tolist() == [["untrained", "bach", 0.5]]
-    assert len(table) == len(STUDY.pretraining), "they are all of one network"
     deeper = replace(STUDY, pretraining=(BASE, replace(BASE, name="deeper", arguments={"depth": 3}, start="timm:x")))
-    found = pretrainings.controls(deeper, scores).set_index("of")["name"]
-    assert found.to_dict() == {"base": "untrained", "deeper": "other"}
+    assert [tasks.control_of(deeper, name) for name in ("base", "deeper")] == ["untrained", "other"]
 
 
 def test_what_is_not_there_says_why(made):
@@ -319,6 +312,7 @@ def test_the_history_of_seeds_is_one_line_with_a_band(made, monkeypatch):
 CNN = replace(BASE, name="cnn_random", architecture="tf_efficientnet_lite0", arguments={})
 TWO_PAIRS = replace(
     STUDY,
+    own_encoders=(OwnEncoder("drawn", weights="random", architecture=CNN.architecture),),
     pretraining=(
         BASE,
         replace(BASE, name="longer", n_steps=300),
@@ -336,18 +330,16 @@ def test_two_networks_from_random_and_other_weights_are_two_pairs_and_never_mixe
         for i, n in enumerate(("base", "on", "cnn_random", "cnn_imagenet"))
         for s, m in ((50, 0.5), (100, 0.6 + i / 10))
     ]
-    scores = pd.DataFrame(rows, columns=["name", "step", "mean"]).assign(
+    scores = pd.DataFrame([*rows, ("drawn", np.nan, 0.4)], columns=["name", "step", "mean"]).assign(
         task="bach", metric="balanced_accuracy", split="test", sd=0.1, n_runs=5
     )
-    controls = pd.DataFrame({"of": ["cnn_random", "cnn_imagenet"]})
-    controls = controls.assign(name="drawn", task="bach", metric="balanced_accuracy", mean=0.4)
-    exhibit = drawn(scores, "start", settings=TWO_PAIRS, controls=controls)
+    exhibit = drawn(scores, "start", settings=TWO_PAIRS)
     assert titles(exhibit.figure) == ["bach\nbase: base", "bach\nbase: cnn_random"]
     assert [axis.get_legend_handles_labels()[1] for axis in exhibit.figure.axes] == [
         ["random (base)", "from longer (on)"],
         ["untrained network", "random (cnn_random)", "from efficientnet_lite0 (cnn_imagenet)"],
     ]
-    found = between.differences(TWO_PAIRS, exhibit.table).set_index("name")
+    found = between.differences(TWO_PAIRS, between.compared(TWO_PAIRS, scores, "start")).set_index("name")
     assert found["base"].to_dict() == {"on": "base", "cnn_imagenet": "cnn_random"}
 
 
