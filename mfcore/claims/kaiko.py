@@ -3,7 +3,6 @@ thing, on each task.
 """
 
 import math
-from collections import defaultdict
 from dataclasses import replace
 from itertools import chain, product
 
@@ -120,12 +119,11 @@ def _ways(settings: Settings, varied: str) -> list[Ways]:
     """In each comparison of ``varied``, the pretrainings with the most of it against those with
     each smaller amount.
     """
-    ways = []
-    for comparison in comparisons.comparisons(settings, varied):
-        groups = defaultdict(list)
-        for name, value in zip(comparison.names, comparison.values, strict=True):
-            groups[AMOUNTS[varied](settings.pretraining_of(name)), value].append(name)
-        most = max(amount for amount, _ in groups)
+    ways, table = [], comparisons.comparisons(settings, varied)
+    table["amount"] = [AMOUNTS[varied](settings.pretraining_of(name)) for name in table["name"]]
+    for _, part in table.groupby("base", sort=False):
+        groups = part.groupby(["amount", "value"], sort=False)["name"].agg(list)
+        most = part["amount"].max()
         ways += [
             (names, others)
             for ((amount, _), names), ((less, _), others) in product(groups.items(), repeat=2)

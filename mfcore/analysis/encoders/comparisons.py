@@ -5,7 +5,6 @@ differ in their seed alone are one way to pretrain, and are compared over seeds.
 """
 
 import json
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -29,41 +28,25 @@ COMPARED = ["varied", "base", "value", "way", *SCORES]
 PANEL = ["varied", "base", "task", "metric"]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Pretrainings equal in all but ``varied``, a key of VARIED.
-
-    values: what each has for it, in words. Several may have the same: other draws, or another
-    learning rate of a method.
-    """
-
-    varied: str
-    names: tuple[str, ...]
-    values: tuple[str, ...]
-
-    @property
-    def base(self) -> str:
-        """What the others are compared with: the first of the study."""
-        return self.names[0]
-
-
-def comparisons(settings: Settings, *varied: str) -> list[Comparison]:
+def comparisons(settings: Settings, *varied: str) -> pd.DataFrame:
     """All that the study's pretrainings allow of some keys of VARIED, of all where none is named.
 
-    Methods are compared where all is equal that isn't the method's own: learning rate, schedules,
-    losses, crops' scales.
+    A row a pretraining of a comparison: ``varied, base, name, value``. Those of a comparison are
+    equal in all but ``varied``, and ``base`` is the first of them in the study; several may have
+    the same ``value`` (`value_of`): other draws, or another learning rate of a method. Methods are
+    compared where all is equal that isn't the method's own: learning rate, schedules, losses,
+    crops' scales.
     """
-    every = []
-    for key in varied or VARIED:
-        groups: dict[str, dict[str, str]] = {}
-        for one in settings.pretraining:
-            groups.setdefault(_but_for(one, key), {})[one.name] = value_of(one, key)
-        every += [
-            Comparison(key, tuple(values), tuple(values.values()))
-            for values in groups.values()
-            if len(set(values.values())) > 1
-        ]
-    return every
+    rows = [
+        (key, _but_for(one, key), one.name, value_of(one, key))
+        for key in varied or VARIED
+        for one in settings.pretraining
+    ]
+    table = pd.DataFrame(rows, columns=["varied", "base", "name", "value"], dtype=object)
+    groups = table.groupby(["varied", "base"], sort=False)
+    order = groups.ngroup()[groups["value"].transform("nunique") > 1].sort_values(kind="stable")
+    table = table.assign(base=groups["name"].transform("first"))
+    return table.loc[order.index].reset_index(drop=True)
 
 
 def _but_for(one: Pretraining, key: str) -> str:
@@ -94,13 +77,7 @@ def compared(settings: Settings, table: pd.DataFrame, *varied: str) -> pd.DataFr
     ``way``: the first of the pretrainings that differ from a row's in their seed alone. Of tasks
     that judged two ways of a comparison or more: one alone is compared with nothing.
     """
-    pairs = [
-        (one.varied, one.base, name, value)
-        for one in comparisons(settings, *varied)
-        for name, value in zip(one.names, one.values, strict=True)
-    ]
-    rows = pd.DataFrame(pairs, columns=["varied", "base", "name", "value"], dtype=object)
-    rows = rows.merge(table, on="name")
+    rows = comparisons(settings, *varied).merge(table, on="name")
     rows["way"] = rows["name"].map(pretrained.first_seeds(settings))
     n_ways = rows.groupby(PANEL)["way"].transform("nunique")
     return rows.loc[n_ways > 1, COMPARED].reset_index(drop=True)

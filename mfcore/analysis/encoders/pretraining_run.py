@@ -239,7 +239,8 @@ def read_history(run: store.Run) -> pd.DataFrame:
 
 def flattened(content: dict) -> dict[str, object]:
     """A pretraining's settings by dotted names."""
-    flat = dict(content)
-    for key in ("patches", "crops"):
-        flat |= {f"{key}.{name}": each for name, each in flat.pop(key).items()}
+    flat = {}
+    for key, value in content.items():
+        parts = value if key in ("patches", "crops") else {"": value}
+        flat |= {f"{key}.{name}".rstrip("."): each for name, each in parts.items()}
     return flat

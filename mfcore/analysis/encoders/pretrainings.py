@@ -28,10 +28,16 @@ from mfcore.analysis.exhibit import (
     widely,
 )
 from mfcore.analysis.scores import once
+from mfcore.study import tasks as study_tasks
+from mfcore.study.config import as_dict
 from mfcore.study.pretrained import METHODS, first_seeds
 from mfcore.study.study import Study
 
 SECTION = "Pretraining"
+OVERVIEW = [
+    "name", "method", "architecture", "start", "seed", "slides", "um_per_px", "n_steps",
+    "batch_size", "n_patches",
+]  # fmt: skip
 NOTED = {
     "loss": "loss",
     "target_entropy": "entropy, mean target (nats)",
@@ -59,9 +65,12 @@ def missing_table(study: Study) -> pd.DataFrame:
     names = [one.name for one in study.settings.pretraining]
     lacking = [name for name in names if name not in runs(study)]
     rows = [("pretraining", name, reasons.get(name, "not run yet")) for name in lacking]
-    for row in tasks.missing_table(study).itertuples():
-        if row.reason != "not run yet" and row.encoder.partition("@")[0] not in lacking:
-            rows.append(("task", f"{row.task}: {row.encoder}", row.reason))
+    for task in study.settings.tasks:
+        refusals = study_tasks.refusals(study.folder, task.name)
+        for encoder in study_tasks.encoders_of(study.settings, task):
+            is_judged = (task.name, encoder) in tasks.runs(study)
+            if encoder in refusals and not is_judged and encoder.partition("@")[0] not in lacking:
+                rows.append(("task", f"{task.name}: {encoder}", refusals[encoder]))
     return pd.DataFrame(rows, columns=["what", "name", "reason"])
 
 
@@ -82,16 +91,11 @@ def overview_table(study: Study) -> pd.DataFrame:
     have collapsed, "" where it isn't.
     """
     rows = [
-        {
-            "name": one.name,
+        as_dict(one)
+        | {
             "method": METHODS[one.method].title,
-            "architecture": one.architecture,
-            "start": one.start,
-            "seed": one.seed,
             "slides": one.slides or "the study's own",
             "um_per_px": " / ".join(f"{value:g}" for value in one.patches.um_per_px),
-            "n_steps": one.n_steps,
-            "batch_size": one.batch_size,
             "n_patches": one.n_steps * one.batch_size,
         }
         for one in study.settings.pretraining
@@ -101,7 +105,7 @@ def overview_table(study: Study) -> pd.DataFrame:
     groups = histories.reindex(columns=["name", *ended]).groupby("name")
     last = groups.last().assign(patches_per_second=groups["patches_per_second"].median())
     why = {name: run.record["facts"].get("collapsed") or "" for name, run in runs(study).items()}
-    table = pd.DataFrame(rows).join(last, on="name")
+    table = pd.DataFrame(rows, columns=OVERVIEW).join(last, on="name")
     return table.assign(collapsed=table["name"].map(why).fillna("").astype(str))
 
 

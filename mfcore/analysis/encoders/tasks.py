@@ -82,19 +82,6 @@ def _find(study: Study, task: TaskOptions, encoder: str) -> store.Run | None:
     return store.last_opened(study.folder, stage, f"{task.name}.{encoder}", config)
 
 
-def missing_table(study: Study) -> pd.DataFrame:
-    """Whom tasks haven't judged, and why: ``task, encoder, reason``."""
-    rows = []
-    for task in study.settings.tasks:
-        reasons = study_tasks.refusals(study.folder, task.name)
-        rows += [
-            (task.name, encoder, reasons.get(encoder, "not run yet"))
-            for encoder in study_tasks.encoders_of(study.settings, task)
-            if (task.name, encoder) not in runs(study)
-        ]
-    return pd.DataFrame(rows, columns=["task", "encoder", "reason"])
-
-
 def step_of(settings: Settings, encoder: str) -> float:
     """After which step a pretrained encoder or snapshot was taken; NaN for other encoders."""
     name, _, step = encoder.partition("@")

@@ -88,9 +88,14 @@ def drawn(made, monkeypatch):
     return exhibit
 
 
+def of_each(study, *varied):
+    """Of each comparison what is varied, and the pretrainings."""
+    names = comparisons(study, *varied).groupby(["varied", "base"], sort=False)["name"].agg(tuple)
+    return [(varied, of) for (varied, _), of in names.items()]
+
+
 def test_a_comparison_is_of_pretrainings_equal_in_all_else():
-    found = [(c.varied, c.names) for c in comparisons(STUDY)]
-    assert found == [
+    assert of_each(STUDY) == [
         ("start", ("base", "from_photographs")),
         ("patches.slide_fraction", ("base", "few", "fewer")),
         ("patches.slide_fraction", ("thousand", "few_thousand")),
@@ -99,17 +104,17 @@ def test_a_comparison_is_of_pretrainings_equal_in_all_else():
         ("patches.um_per_px", ("base", "single")),
         ("method", ("base", "two", "two_again")),
     ]
-    (start, *_) = comparisons(STUDY)
-    assert start.base == "base" and start.values == ("random", "from timm:x")
+    start = comparisons(STUDY, "start")
+    assert set(start["base"]) == {"base"} and start["value"].tolist() == ["random", "from timm:x"]
 
 
 def test_names_seeds_and_snapshots_make_no_difference():
     again = replace(BASE, name="again", seed=7, n_snapshots=1, start="timm:x")
     study = replace(STUDY, pretraining=(BASE, replace(BASE, name="zweitens", seed=3), again))
-    assert [c.names for c in comparisons(study)] == [("base", "zweitens", "again")]
-    assert comparisons(replace(STUDY, pretraining=(BASE, replace(BASE, name="b", seed=1)))) == []
+    assert of_each(study) == [("start", ("base", "zweitens", "again"))]
+    assert comparisons(replace(STUDY, pretraining=(BASE, replace(BASE, name="b", seed=1)))).empty
     other = replace(BASE, name="other", method="dinov2", n_prototypes=8)
-    assert comparisons(replace(STUDY, pretraining=(BASE, other))) == [], "a head of another size is no method's own"
+    assert comparisons(replace(STUDY, pretraining=(BASE, other))).empty, "a head of another size is no method's own"
 
 
 def test_what_was_scored_of_one_alone_is_compared_with_nothing(made):
@@ -238,7 +243,7 @@ def of_seeds(**of: float) -> pd.DataFrame:
 def test_what_differs_in_its_seed_alone_is_one_way_and_no_comparison():
     assert pretrained.first_seeds(SEEDS) == {one.name: one.name.partition("_seed")[0] for one in SEEDS.pretraining}
     assert set(pretrained.first_seeds(STUDY).items()) == {(one.name, one.name) for one in STUDY.pretraining}
-    assert [c.base for c in comparisons(SEEDS)] == ["base"]
+    assert set(comparisons(SEEDS)["base"]) == {"base"}
     alone = between.compared(SEEDS, of_seeds(**BASES), "patches.slide_fraction")
     assert alone.empty, "three seeds of one way are compared with nothing"
 
@@ -324,7 +329,7 @@ TWO_PAIRS = replace(
 
 
 def test_two_networks_from_random_and_other_weights_are_two_pairs_and_never_mixed(drawn):
-    assert [c.names for c in comparisons(TWO_PAIRS, "start")] == [("base", "on"), ("cnn_random", "cnn_imagenet")]
+    assert of_each(TWO_PAIRS, "start") == [("start", ("base", "on")), ("start", ("cnn_random", "cnn_imagenet"))]
     rows = [
         (n, s, m)
         for i, n in enumerate(("base", "on", "cnn_random", "cnn_imagenet"))

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from tiny_encoders import tiny_card, use
 
 from mfcore import store
-from mfcore.analysis.encoders import tasks
+from mfcore.analysis.encoders import pretrainings, tasks
 from mfcore.encoders.card import EncoderError
 from mfcore.measures import task_scores
 from mfcore.study import tasks as study_tasks
@@ -106,13 +106,12 @@ def test_only_runs_by_todays_protocol_and_card_count(results, monkeypatch):
     assert set(tasks.scores_table(Study(longer, results))["task"]) == {"synthetic_nuclei"}
     use(monkeypatch, tiny_card(mean=(0.3, 0.3, 0.3)))
     assert set(tasks.scores_table(Study(STUDY, results))["encoder"]) == {"other"}
-    told = tasks.missing_table(Study(STUDY, results))
-    assert told.values.tolist() == [["synthetic_tissue", "tiny", "not run yet"], ["synthetic_nuclei", "tiny", "not run yet"]]
     store.write_csv(
         results / study_tasks.REFUSALS.format("synthetic_nuclei"),
         pd.DataFrame({"encoder": ["tiny"], "judged": [False], "reason": ["no permission"]}),
     )
-    assert tasks.missing_table(Study(STUDY, results))["reason"].tolist() == ["not run yet", "no permission"]
+    missing = pretrainings.missing_table(Study(STUDY, results))
+    assert missing.to_numpy().tolist() == [["task", "synthetic_nuclei: tiny", "no permission"]]
 
 
 def test_a_run_of_the_study_s_own_encoder_counts_by_todays_card_where_it_can_be_known(results, tmp_path):
@@ -188,7 +187,6 @@ def test_snapshots_have_their_steps():
 def test_without_any_run_there_is_an_empty_table(tmp_path):
     table = tasks.scores_table(Study(STUDY, tmp_path))
     assert table.empty and table.columns.tolist() == tasks.COLUMNS and tasks.reported(table).empty
-    assert len(tasks.missing_table(Study(STUDY, tmp_path))) == 4
 
 
 def test_scores_on_other_data_of_a_task_are_missing_and_not_set_beside_the_new_ones(tmp_path, monkeypatch):
@@ -211,5 +209,5 @@ def test_scores_on_other_data_of_a_task_are_missing_and_not_set_beside_the_new_o
     study_tasks.judge_all(STUDY, "synthetic_tissue", tmp_path, tmp_path)
     study = Study(STUDY, tmp_path)
     assert set(tasks.scores_table(study)["encoder"]) == {"tiny"}
-    missing = tasks.missing_table(study).query("task == 'synthetic_tissue'")
-    assert missing[["encoder", "reason"]].to_numpy().tolist() == [["other", "the hub refuses"]]
+    missing = pretrainings.missing_table(study)
+    assert missing[["name", "reason"]].to_numpy().tolist() == [["synthetic_tissue: other", "the hub refuses"]]
