@@ -155,9 +155,11 @@ def tasks_table(study: Study) -> pd.DataFrame:
     scores["metric_of_task"] = scores["metric"].map(tasks.TITLES)
     scores["measured_on"] = [images.get(name) or name for name in scores["task"]]
     stems = [encoder.partition("@")[0] for encoder in scores["encoder"]]
-    scores = scores[[firsts.get(stem, stem) == stem for stem in stems]]
+    is_first = np.array([firsts.get(stem, stem) == stem for stem in stems], dtype=bool)
+    scores = scores[is_first].astype({"measured_on": str, "encoder": str})
     scores = scores.rename(columns={"mean": "score", "sd": "score_sd"})
     measured = judged_table(study).rename(columns={"task": "measured_on"})
+    measured = measured.astype({"measured_on": str, "encoder": str})
     scores = scores[["task", "encoder", *ON_SCORES]].merge(measured, on=["measured_on", "encoder"])
     return scores[[*ON_TASKS, *ON_SCORES]]
 

@@ -276,6 +276,12 @@ def test_a_task_s_row_is_of_its_own_images_beside_what_the_encoder_scores_there(
     assert list(rows["origin"]) == ["", "", "pretrained here"]
 
 
+def test_a_study_without_tasks_has_an_empty_table_of_them(tmp_path):
+    study = Study(STUDY, tmp_path)
+    assert compared.tasks_table(study).empty and len(compared.task_correlations(study).table) == 3
+    assert "no encoder with a score" in compared.against_tasks(study).caption
+
+
 def test_another_seed_of_a_pretraining_is_no_encoder_to_correlate_over(judging):
     seeds = (Pretraining("fourth"), Pretraining("second", seed=1), Pretraining("made", n_steps=9))
     study = Study(replace(STUDY, pretraining=seeds), judging)
