@@ -5,7 +5,7 @@ of a scale, and the supplement.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mfcore import store
@@ -88,81 +88,84 @@ def jobs_of(study: Settings, n_shares: int = 1) -> dict[str, Job]:
     n_shares: with more than one, as many jobs make each encoder's embedding, and its own job only
     puts them together.
     """
-    first = STAGES["01"]
-    jobs = [_job("01"), *_training_jobs(study), *_pretraining_jobs(study)]
-    for encoder in study_encoders.all_of(study):
-        jobs += _encoder_jobs(study, encoder, n_shares)
-    arms = _names(job for job in jobs if job.notebook in (STAGES["03"], STAGES["04"]))
-    switches = list(_switch_jobs(study, (first, *arms)))
-    scales = [
-        Job(f"{MEASURE}.{scale}", MEASURE, {"switch": scale}, (first, *arms))
-        for scale in study_data.at_scales(study)
-    ]
-    external = [_job("13", arms)] if study.test_on else []  # Fig. 1 shows it
-    jobs += [*switches, *external, _job("05", [*arms, *_names(switches), *_names(external)])]
-    if study.splits.by_domain or scales:
-        jobs += [*scales, _job("06", [*arms, *_names(scales)])]
-    jobs.append(_job("12", arms))
-    jobs += _judging_jobs(study, [name for name in arms if name.startswith(STAGES["03"])])
-    jobs.append(Job(SUPPLEMENT, SUPPLEMENT, {}, _names(job for job in jobs if job.stage != SHARE)))
-    return {job.name: job for job in jobs}
-
-
-def _training_jobs(study: Settings) -> Iterator[Job]:
-    """What trains each network on each fold."""
+    jobs: dict[str, Job] = {}
+    first, arms = _add(jobs, "01"), []
     for network in study.networks:
         for fold in range(study.splits.n_folds):
             parameters = {"network": network.name, "fold": fold}
-            yield _job("04", [STAGES["01"]], network.name, f".fold{fold}", **parameters)
+            arms.append(_add(jobs, "04", [first], network.name, f".fold{fold}", **parameters))
+    if study.pretraining:
+        _add(jobs, "07", [first])
+    for name in pretrained.in_order(study):
+        one = study.pretraining_of(name)
+        needs = [first, *_pretrained(study, [one.start])]
+        _add(jobs, "08", needs, name, work=_n_px(one), encoder=name)
+    for encoder in study_encoders.all_of(study):
+        arms += _add_probes(jobs, study, encoder, n_shares)
+    probes = [name for name in arms if name.startswith(STAGES["03"])]
+    needs, measured = [first, *arms], []
+    asked = [name for name in Switches.CHOICES if name in study.effects.switches]
+    for switch in ("base", *asked, "paper") if asked else ():  # after the study as it is
+        measured.append(_add(jobs, MEASURE, needs, suffix=f".{switch}", switch=switch))
+        needs = measured[:1]
+    measured += [_add(jobs, "13", arms)] if study.test_on else []  # Fig. 1 shows it
+    _add(jobs, "05", [*arms, *measured])
+    scales = [
+        _add(jobs, MEASURE, [first, *arms], suffix=f".{scale}", switch=scale)
+        for scale in study_data.at_scales(study)
+    ]
+    if study.splits.by_domain or scales:
+        _add(jobs, "06", [*arms, *scales])
+    _add(jobs, "12", arms)
+    _add_judges(jobs, study, probes)
+    _add(jobs, SUPPLEMENT, [name for name, job in jobs.items() if job.stage != SHARE])
+    return jobs
 
 
-def _encoder_jobs(study: Settings, encoder: str, n_shares: int) -> Iterator[Job]:
-    """What embeds by an encoder, in shares or not, and probes it."""
-    needs, embedding = [STAGES["01"], *_pretrained(study, [encoder])], job_name("02", encoder)
+def _add_probes(jobs: dict[str, Job], study: Settings, encoder: str, n_shares: int) -> list[str]:
+    """Add what embeds by an encoder, in shares or not, and probes it; returns the probes."""
+    needs = [STAGES["01"], *_pretrained(study, [encoder])]
     shares = []
     for i in range(n_shares if n_shares > 1 else 0):
         parameters = {"encoder": encoder, "share": i, "shares": n_shares}
-        shares.append(Job(f"{embedding}.share{i}of{n_shares}", SHARE, parameters, tuple(needs)))
-    yield from shares
-    yield _job("02", [*needs, *_names(shares)], encoder, encoder=encoder)
-    yield _job("03", [embedding], encoder, encoder=encoder)
+        name = f"{job_name('02', encoder)}.share{i}of{n_shares}"
+        jobs[name] = Job(name, SHARE, parameters, tuple(needs))
+        shares.append(name)
+    embedding = _add(jobs, "02", [*needs, *shares], encoder, encoder=encoder)
+    probes = [_add(jobs, "03", [embedding], encoder, encoder=encoder)]
     for scheme in study.inflation.schemes if encoder == study.inflation.encoder else ():
         if scheme != study.switches.scheme:
             parameters = {"encoder": encoder, "scheme": scheme}
-            yield _job("03", [embedding], encoder, f".split_{scheme}", **parameters)
+            probes.append(_add(jobs, "03", [embedding], encoder, f".split_{scheme}", **parameters))
+    return probes
 
 
-def _switch_jobs(study: Settings, needs: tuple[str, ...]) -> Iterator[Job]:
-    """What measures the switches of ``study.effects``, after the study as it is."""
-    asked = [name for name in Switches.CHOICES if name in study.effects.switches]
-    for switch in ("base", *asked, "paper") if asked else ():
-        yield Job(f"{MEASURE}.{switch}", MEASURE, {"switch": switch}, needs)
-        needs = (f"{MEASURE}.base",)
-
-
-def _pretraining_jobs(study: Settings) -> Iterator[Job]:
-    """What draws patches online and pretrains, each encoder after the one it starts from."""
-    first = STAGES["01"]
-    if study.pretraining:
-        yield _job("07", [first])
-    for name in pretrained.in_order(study):
-        pretraining = study.pretraining_of(name)
-        needs = [first, *_pretrained(study, [pretraining.start])]
-        yield _job("08", needs, name, work=_n_px(pretraining), encoder=name)
-
-
-def _judging_jobs(study: Settings, probes: Sequence[str]) -> Iterator[Job]:
-    """What judges encoders on tasks, sets that beside ``probes`` and compares pretrainings."""
+def _add_judges(jobs: dict[str, Job], study: Settings, probes: Sequence[str]) -> None:
+    """Add what judges encoders on tasks, sets that beside ``probes`` and compares pretrainings."""
     judged = []
     for task in study.tasks:
         needs = [STAGES["01"], *_pretrained(study, study_tasks.encoders_of(study, task))]
-        judged.append(_job("09", needs, task.name, task=task.name))
-    yield from judged
+        judged.append(_add(jobs, "09", needs, task.name, task=task.name))
     if probes and (study.pretraining or study.tasks):
-        yield _job("10", [*probes, *_names(judged)])
+        _add(jobs, "10", [*probes, *judged])
     if study.pretraining:
         pretrainings = [job_name("08", pretraining.name) for pretraining in study.pretraining]
-        yield _job("11", [*pretrainings, *_names(judged)])
+        _add(jobs, "11", [*pretrainings, *judged])
+
+
+def _add(
+    jobs: dict[str, Job],
+    stage: str,
+    needs: Iterable[str] = (),
+    of: str = "",
+    suffix: str = "",
+    work: float = 1.0,
+    **parameters: object,
+) -> str:
+    """Add a job of a stage, one with a notebook by its number; returns the job's name."""
+    name, stage = job_name(stage, of, suffix), STAGES.get(stage, stage)
+    jobs[name] = Job(name, stage, parameters, tuple(needs), work)
+    return name
 
 
 def _pretrained(study: Settings, names: Iterable[str]) -> tuple[str, ...]:
@@ -187,15 +190,6 @@ def with_needs(jobs: Mapping[str, Job], targets: Iterable[str]) -> dict[str, Job
     return {name: job for name, job in jobs.items() if name in needed}
 
 
-def with_dependents(jobs: Mapping[str, Job], names: Iterable[str]) -> set[str]:
-    """``names``, and those of ``jobs`` that depend on one, directly or through others."""
-    found = set(names)
-    for job in jobs.values():  # each comes after those it needs
-        if not found.isdisjoint(job.depends):
-            found.add(job.name)
-    return found
-
-
 def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int, memory_mb: float = math.inf) -> int:
     """Cores for a job on one machine: shared with the jobs of its rule at least half as large.
 
@@ -209,21 +203,6 @@ def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int, memory_mb: float 
     return max(1, share, math.ceil(n_cores / n_fitting))
 
 
-def job_name(number: str, of: str = "", suffix: str = "") -> str:
-    """Name of the job that runs a notebook, on the whole study, or ``of`` an arm or a task."""
-    return f"{STAGES[number]}.{store.file_name(of)}{suffix}" if of else STAGES[number]
-
-
-def _job(
-    number: str,
-    needs: Iterable[str] = (),
-    of: str = "",
-    suffix: str = "",
-    work: float = 1.0,
-    **parameters: object,
-) -> Job:
-    return Job(job_name(number, of, suffix), STAGES[number], parameters, tuple(needs), work)
-
-
-def _names(jobs: Iterable[Job]) -> tuple[str, ...]:
-    return tuple(job.name for job in jobs)
+def job_name(stage: str, of: str = "", suffix: str = "") -> str:
+    """Name of a stage's job, on the whole study, or ``of`` an arm or a task."""
+    return STAGES.get(stage, stage) + (f".{store.file_name(of)}" if of else "") + suffix
