@@ -108,7 +108,7 @@ def fit(
 
 
 def _refuse_infinite(features: np.ndarray, rows: np.ndarray) -> None:
-    """Raise ValueError for features (n, n_dims) that aren't finite, with the first of their rows."""
+    """Raise ValueError for features (n, n_dims) that aren't finite, naming the first row."""
     if len(bad := rows[~np.isfinite(features).all(axis=1)]):
         raise ValueError(f"{len(bad)} rows of features aren't finite, the first is row {bad[0]}")
 
