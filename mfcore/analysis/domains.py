@@ -263,7 +263,7 @@ def apart_table(
     part = predictions[predictions["train_domain"] != ALL]
     refuse_lost(part, labels)
     scanners = labels[labels["scanner"] != ""].groupby("domain")["scanner"].agg(frozenset).to_dict()
-    in_part = {*labels.loc[labels["scanner"] == "", "domain"]}  # domains with unknown scanners
+    unknown_in = {*labels.loc[labels["scanner"] == "", "domain"]}  # domains with unknown scanners
     if why := _nothing(part, scanners):
         row = _row("", "tumour against scanner", [], 0, 0, why)
         return pd.DataFrame([row], columns=APART)
@@ -276,10 +276,10 @@ def apart_table(
     for arm in in_order(part[["arm"]].drop_duplicates(), settings)["arm"]:
         at_home = home[home["arm"] == arm].groupby(["fold", "domain"])
         n_train, n_test = at_home["n_train"].first().mean(), at_home.size().mean()
-        costs = _costs(part[part["arm"] == arm], scanners, in_part, settings.splits.seed)
-        but = f"; not all scanners of {listed(sorted(in_part))} are known" if in_part else ""
+        costs = _costs(part[part["arm"] == arm], scanners, unknown_in, settings.splits.seed)
+        note = f"; not all scanners of {listed(sorted(unknown_in))} are known" if unknown_in else ""
         for name, cost in costs.items():
-            rows.append(_row(arm, name, cost, n_train, n_test, WHY_NOT[name] + but))
+            rows.append(_row(arm, name, cost, n_train, n_test, WHY_NOT[name] + note))
     return pd.DataFrame(rows, columns=APART)
 
 
@@ -294,11 +294,11 @@ def _nothing(part: pd.DataFrame, scanners: dict[str, frozenset]) -> str:
 
 
 def _costs(
-    part: pd.DataFrame, scanners: dict[str, frozenset], in_part: set[str], seed: int
+    part: pd.DataFrame, scanners: dict[str, frozenset], unknown_in: set[str], seed: int
 ) -> dict[str, list[Folds]]:
     """What training elsewhere costs on the patches of home, by comparison, pair and fold.
 
-    in_part: the domains of which not all scanners are known: none of them lacks a scanner.
+    unknown_in: the domains of which not all scanners are known: none of them lacks a scanner.
     """
     measured = {
         cell: by_fold(group, "auroc", seed, f"{cell[1]}, {cell[2]}").defined()
@@ -307,10 +307,14 @@ def _costs(
     ways: dict[tuple[str, str], dict[bool, list[Folds]]] = {}  # by whether training had the scanner
     for (train_domain, domain, scanner), away in measured.items():
         cost = measured[domain, domain, scanner] - away
-        had = scanner in scanners.get(train_domain, ())
-        if train_domain != domain and len(cost) and (had or train_domain not in in_part):
+        was_trained_on = scanner in scanners.get(train_domain, ())
+        if (
+            train_domain != domain
+            and len(cost)
+            and (was_trained_on or train_domain not in unknown_in)
+        ):
             way = ways.setdefault((train_domain, domain), {True: [], False: []})
-            way[had].append(cost)
+            way[was_trained_on].append(cost)
     alone = [
         mean_of(way[False]) - mean_of(way[True])
         for way in ways.values()

@@ -11,7 +11,7 @@ from mfcore.analysis.encoders import cards, representations
 from mfcore.analysis.exhibit import Exhibit, counted, listed, named, of_what
 from mfcore.data import patches
 from mfcore.data.labels import schema as labels_schema
-from mfcore.measures.statistics import LEVEL, MIN_FOLDS
+from mfcore.measures.statistics import LEVEL, MIN_FOLDS, p_value
 from mfcore.study.config import as_dict
 from mfcore.study.predictions import PROBE
 from mfcore.study.study import Study
@@ -176,9 +176,8 @@ def _lead(best: tuple, other: tuple, place: str, study: Study) -> str:
     table, both = scores.pairs(study), [best.arm, other.arm]
     row = table[table["first"].isin(both) & table["second"].isin(both)].iloc[0]
     p, n_folds = row["p_holm"], row["n_folds"]
-    said = "p below 0.001" if p < 0.001 else f"p = {p:.2g}"
     is_clear = "clear of chance" if p < 1 - LEVEL else "not clear of chance"
-    test = f"this difference is {is_clear} ({said}, corrected for all pairs of arms)"
+    test = f"this difference is {is_clear} ({p_value(p)}, corrected for all pairs of arms)"
     if math.isnan(p):
         test = "nothing tells this difference from chance, for neither folds nor cases spread it"
         if n_folds < MIN_FOLDS:

@@ -18,7 +18,7 @@ from mfcore.analysis.encoders.representations import EXPECTED, TITLES
 from mfcore.claims.material import Material, Untestable
 from mfcore.claims.rules import ALPHA, UNCLEAR, Finding, describe
 from mfcore.encoders.card import cards
-from mfcore.measures.statistics import MIN_FOLDS, Test, holm
+from mfcore.measures.statistics import MIN_FOLDS, Test, holm, p_value
 from mfcore.study import pretrained
 from mfcore.study.config import Settings
 from mfcore.study.pretrained import METHODS, steps_of
@@ -107,7 +107,7 @@ def correlations(material: Material, metrics: list[str], papers: tuple[str, ...]
     p = holm(table["p"].astype(float))
     tests = pd.DataFrame({"estimate": table["rho"] * table["metric"].map(EXPECTED)})
     text = "; ".join(
-        f"{one.task}, {TITLES[one.metric]} ρ {one.rho:+.2f}, p {one.p:.2g}"
+        f"{one.task}, {TITLES[one.metric]} ρ {one.rho:+.2f}, {p_value(one.p)}"
         for one in table.assign(p=p).itertuples()
     )
     why = f"over {int(table['n'].max())} encoders, and many of them may be variants of one recipe"

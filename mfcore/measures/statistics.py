@@ -257,3 +257,8 @@ def holm(p: pd.Series) -> pd.Series:
     """
     ordered = p.dropna().sort_values()
     return (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1).reindex(p.index)
+
+
+def p_value(p: float) -> str:
+    """A p value for a reader: "p = 0.012", or "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"

@@ -166,3 +166,7 @@ def test_scores_by_fold_are_subtracted_and_averaged_draw_by_draw():
     assert mean.moved.loc[0].tolist() == moved[0].tolist()
     alone = statistics.Folds(pd.Series([0.9, 0.8, 0.9, 0.7]), has_own_patches=False)
     assert np.isnan(statistics.paired_test(alone, first, 80, 20).p), "one slide can't be drawn"
+
+
+def test_a_small_p_is_not_written_out():
+    assert [statistics.p_value(p) for p in (0.0534, 0.001, 0.00005)] == ["p = 0.053", "p = 0.001", "p < 0.001"]

@@ -27,7 +27,7 @@ from mfcore.measures.representation import (
     odcorr_abs_by_chance,
     odcorr_sq_by_chance,
 )
-from mfcore.measures.statistics import LEVEL, spread
+from mfcore.measures.statistics import LEVEL, p_value, spread
 from mfcore.streams import generator
 from mfcore.study import pretrained
 from mfcore.study.predictions import PROBE, load_arm, scores as scores_of
@@ -345,7 +345,7 @@ def _against(
         "kaiko 2024, Fig. 5, set ODCorr against accuracy on natural images "
         f"({of_what(settings)}). Points and bars: mean and SD over folds of the probe, or over "
         "seeded runs of the heads; ρ: Spearman's over encoders, without snapshots. Over "
-        f"{related['n'].max()} encoders a perfect order has p = {related['least_p'].min():.2g}."
+        f"{related['n'].max()} encoders a perfect order has {p_value(related['least_p'].min())}."
     )
     return Exhibit(name, heading, caption, table, figure, SECTION)
 
