@@ -34,7 +34,8 @@ def made(notes: Path, results: Path, more: Iterable[Path] = ()) -> dict:
 
 
 def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
-    """Which jobs must run again: a file of their runs is missing, or a figure or page changed.
+    """Which jobs must run again: a file of their runs is missing, a figure or page changed, or the
+    record names nothing.
 
     whole: every checksum is compared, not only those of files of another size or time. Raises
     StoreError, before anything is changed, naming every file of a run that isn't as recorded, and
@@ -42,7 +43,10 @@ def check(results: Path, names: Iterable[str], whole: bool = False) -> set[str]:
     """
     files = {name: results / "jobs" / f"{name}.json" for name in names}
     records = {name: store.read_json(file) for name, file in files.items() if file.is_file()}
-    again, lost, problems = set(), {}, []
+    again = {name for name, record in records.items() if not isinstance(record, dict)}
+    for name in again:
+        del records[name]
+    lost, problems = {}, []
     for folder, jobs in _makers(records, "runs").items():
         if not (results / folder / "run.json").is_file():
             again |= {*jobs}

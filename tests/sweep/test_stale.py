@@ -424,3 +424,8 @@ def test_patches_of_a_derived_study_are_found_by_the_data_of_the_study_s_own(tmp
     assert first[1].key != second[1].key and second[1].identity["inputs"] == second[0].identity["inputs"]
     slide.write_bytes(content)
     assert made()[1].key == first[1].key
+
+
+def test_a_record_that_names_nothing_counts_as_missing(tmp_path):
+    store.write_json(tmp_path / "jobs" / "job.json", [])
+    assert sweep_results.check(tmp_path, ["job"]) == {"job"}
