@@ -5,8 +5,6 @@ Each function makes a still exhibit; the functions ``browse_...`` show the same 
 of which replaces the picture below them. They return a widget; None where nobody looks on.
 """
 
-import functools
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from sklearn.manifold import TSNE
 
 from mfcore import store
 from mfcore.analysis.exhibit import (
+    WIDTH_INCH,
     Exhibit,
     counted,
     finished,
@@ -28,7 +27,7 @@ from mfcore.analysis.exhibit import (
     of_what,
     show,
 )
-from mfcore.analysis.first_look import SHOWN_PX, class_colours, classes
+from mfcore.analysis.first_look import SHOWN_PX, by_group, class_colours, classes
 from mfcore.analysis.scores import common, full_size
 from mfcore.data import patches
 from mfcore.data.slides.reader import SlideError
@@ -43,6 +42,8 @@ N_ACROSS = 8  # patches in a row
 N_MAPPED = 1500  # patches of a map; t-SNE takes a minute for more
 POINTS = {"s": 9, "linewidth": 0, "alpha": 0.8}  # of a map
 OVERVIEW_PX = 900  # longer side of a slide's picture
+FIELDS_UM = (20, 50, 100, 200, 500, 1000, 2000)
+SECTION = "Single patches"
 # strata of `raters.stratum`
 AGREEMENT = {ANY: "", "raters agree": raters.UNANIMOUS, "raters disagree": raters.CONTESTED}
 
@@ -54,27 +55,6 @@ def best_arms(study: Study) -> list[str]:
 
 
 # ---- a slide ----
-
-
-def view(
-    study: Study,
-    slide_id: str,
-    folder: str | Path,
-    centre_l0_px: tuple[float, float],
-    field_um: float,
-) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """A square of a slide, uint8 (OVERVIEW_PX, OVERVIEW_PX, 3), and its borders left, right,
-    bottom, top in level-0 px.
-
-    folder: of the study's data. Raises SlideError where the slide can't be read, ValueError for a
-    slide that the study doesn't have.
-    """
-    rows = _annotations(study, slide_id)
-    with study_data.reading_of(study.settings).open(Path(folder), rows) as slide:
-        image = slide.read(*centre_l0_px, OVERVIEW_PX, field_um / OVERVIEW_PX)
-        half = field_um / slide.um_per_px / 2
-    x, y = centre_l0_px
-    return image, (x - half, x + half, y + half, y - half)
 
 
 def _annotations(study: Study, slide_id: str) -> pd.DataFrame:
@@ -98,38 +78,34 @@ def slide(
 ) -> Exhibit:
     """A slide, or a field of ``field_um`` around a centre, with its annotations.
 
-    folder: of the study's data. Raises as `view`.
+    folder: of the study's data. Raises SlideError where the slide can't be read, ValueError for a
+    slide that the study doesn't have.
     """
-    rows = _annotations(study, slide_id)
-    if field_um is None or centre_l0_px is None:
-        with study_data.reading_of(study.settings).open(Path(folder), rows) as opened:
-            width, height = opened.size_px
-            field_um = max(width, height) * opened.um_per_px
-        centre_l0_px = width / 2, height / 2
-    image, borders = view(study, slide_id, folder, centre_l0_px, field_um)
-    figure, axis = plt.subplots(figsize=(7.2, 7.2))
-    axis.imshow(image, extent=borders)
-    names = classes(study.settings)
-    left, right, bottom, top = borders
-    inside = rows["x_l0_px"].between(left, right) & rows["y_l0_px"].between(top, bottom)
+    rows, names = _annotations(study, slide_id), classes(study.settings)
+    with study_data.reading_of(study.settings).open(Path(folder), rows) as opened:
+        if field_um is None or centre_l0_px is None:
+            field_um = max(opened.size_px) * opened.um_per_px
+            centre_l0_px = opened.size_px[0] / 2, opened.size_px[1] / 2
+        image = opened.read(*centre_l0_px, OVERVIEW_PX, field_um / OVERVIEW_PX)
+        half = field_um / opened.um_per_px / 2
+    x, y = centre_l0_px
+    inside = rows["x_l0_px"].between(x - half, x + half) & rows["y_l0_px"].between(
+        y - half, y + half
+    )
     shown = rows[inside].assign(label=rows["label"].map(names))
-    style = {"data": shown, "x": "x_l0_px", "y": "y_l0_px", "hue": "label", "style": "label"}
-    order = [names[0], names[1]]
-    style |= {"palette": class_colours(study.settings), "hue_order": order, "style_order": order}
-    sns.scatterplot(**style, s=22, linewidth=0.6, edgecolor="white", ax=axis)
-    axis.set(xlabel="level-0 px", ylabel="level-0 px", xlim=(left, right), ylim=(bottom, top))
-    axis.grid(visible=False)
-    if legend := axis.get_legend():  # `finished` sets one below the picture
-        legend.remove()
-    field = f"{field_um / 1000:.1f} mm" if field_um >= 1000 else f"{field_um:.0f} µm"
-    found = [counted(int(shown["label"].eq(names[i]).sum()), names[i]) for i in (1, 0)]
+    figure, axis = plt.subplots(figsize=(WIDTH_INCH, WIDTH_INCH))
+    axis.imshow(image, extent=(x - half, x + half, y + half, y - half))
+    sns.scatterplot(
+        shown, x="x_l0_px", y="y_l0_px", hue="label", palette=class_colours(study.settings), ax=axis
+    )
+    axis.legend_ = None  # `finished` sets one below the picture
     caption = (
-        f"Slide {slide_id} with its annotations, a field of {field}"
-        f" ({of_what(study.settings)}; {', '.join(found)})."
+        f"Slide {slide_id} with its annotations, a field of {field_um:,.0f} µm "
+        f"({of_what(study.settings)}; {counted(len(shown), 'annotation')})."
     )
     table = shown[["patch_id", "x_l0_px", "y_l0_px", "label"]]
     name = f"12_slide_{store.file_name(slide_id)}_{field_um:.0f}um"
-    return Exhibit(name, "A slide", caption, table, finished(study, figure), "Single patches")
+    return Exhibit(name, "A slide", caption, table, finished(study, figure), SECTION)
 
 
 def slides(study: Study, folder: str | Path) -> Iterator[Exhibit]:
@@ -167,17 +143,16 @@ def scored(
     tested = full_size(study.predictions)
     if arm not in (arms := list(tested["arm"].unique())):
         raise ValueError(f"arm {arm!r} has predicted nothing; choose one of {arms}")
-    tested = tested[tested["arm"] == arm]
-    if fold is not None:
-        tested = tested[tested["fold"] == fold]
+    tested = tested[(tested["arm"] == arm) & ((fold is None) | (tested["fold"] == fold))]
     by_patch = tested.groupby("patch_id")
     table = by_patch.agg(score=("score", "mean"), n_folds=("fold", "nunique")).reset_index()
     columns = ["patch_id", "slide_id", "domain", "label", "votes"]
     table = table.merge(study.labels[columns], on="patch_id", validate="one_to_one")
-    if domain != ALL:
-        table = table[table["domain"] == domain]
-    if stratum := AGREEMENT[agreement]:
-        table = table[raters.stratum(table) == stratum]
+    stratum = AGREEMENT[agreement]
+    table = table[
+        ((domain == ALL) | (table["domain"] == domain))
+        & ((stratum == "") | (raters.stratum(table) == stratum))
+    ]
     error = (table["score"] - table["label"]).abs()
     return table.drop(columns="votes").assign(error=error).reset_index(drop=True)
 
@@ -190,22 +165,32 @@ def ranked(study: Study, arm: str, **filters: object) -> Exhibit:
     filters: of `scored`.
     """
     table, names = scored(study, arm, **filters), classes(study.settings)
-    rows = {}
+    order, rows = table.sort_values("error", ascending=False), {}
     for label, wrong, right in ((0, "hard", "easy"), (1, "missed", "sure")):
-        of_class = table[table["label"] == label].sort_values("error", ascending=False)
-        rows[f"{wrong}\n{names[label]}s"] = _images(study, of_class.head(N_ACROSS))
-        rows[f"{right}\n{names[label]}s"] = _images(study, of_class[::-1].head(N_ACROSS))
-    chosen = ", ".join(
-        f"{key}: {value}" for key, value in filters.items() if value not in (None, ALL, ANY)
-    )
+        of_class = order[order["label"] == label]
+        rows[f"{wrong}\n{names[label]}s"] = of_class
+        rows[f"{right}\n{names[label]}s"] = of_class[::-1]
+    chosen = [f", {key} {value}" for key, value in filters.items() if value not in (None, ALL, ANY)]
     caption = (
-        f"Tested patches of the highest and the lowest error by {arm}, worst or surest first"
-        f"{f' ({chosen})' if chosen else ''} ({of_what(study.settings)}; {len(table):,} patches)."
+        f"Tested patches of the highest and the lowest error by {arm}, worst or surest first "
+        f"({of_what(study.settings)}; {len(table):,} patches{''.join(chosen)})."
     )
-    order = table.sort_values("error", ascending=False)
     name = f"12_ranked_{store.file_name(arm)}"
-    figure = finished(study, image_rows(rows, N_ACROSS))
-    return Exhibit(name, "Patches by score", caption, order, figure, "Single patches")
+    return _patches(study, name, "Patches by score", caption, order, rows)
+
+
+def _patches(
+    study: Study,
+    name: str,
+    title: str,
+    caption: str,
+    table: pd.DataFrame,
+    rows: dict[str, pd.DataFrame],
+) -> Exhibit:
+    """An exhibit of the first patches of each of ``rows``."""
+    images = {of: _images(study, part.head(N_ACROSS)) for of, part in rows.items()}
+    figure = finished(study, image_rows(images, N_ACROSS))
+    return Exhibit(name, title, caption, table, figure, SECTION)
 
 
 def _images(study: Study, rows: pd.DataFrame) -> np.ndarray:
@@ -238,23 +223,14 @@ def mapped(study: Study, encoder: str) -> pd.DataFrame:
 @in_style
 def map_of(study: Study, encoder: str) -> Exhibit:
     """An embedding in two dimensions, by class and by domain."""
-    table, names = mapped(study, encoder), classes(study.settings)
-    shown = table.assign(label=table["label"].map(names))
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.6), sharex=True, sharey=True)
-    for axis, hue in zip(axes, ("label", "domain"), strict=True):
-        colours = class_colours(study.settings) if hue == "label" else None
-        sns.scatterplot(shown, x="x", y="y", hue=hue, palette=colours, **POINTS, ax=axis)
-        title = f"by {'class' if hue == 'label' else hue}"
-        axis.set(xlabel="", ylabel="", xticks=[], yticks=[], title=title)
-        sns.move_legend(axis, "upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, title="")
+    table = mapped(study, encoder)
+    grid = by_group(study, table, "x", "y")
     caption = (
         f"The embedding of {encoder} in two dimensions by t-SNE, which keeps neighbours and not"
         f" distances ({of_what(study.settings)}; {len(table):,} patches)."
     )
-    name = f"12_map_{store.file_name(encoder)}"
-    return Exhibit(
-        name, "Map of an embedding", caption, table, finished(study, figure), "Single patches"
-    )
+    name, figure = f"12_map_{store.file_name(encoder)}", finished(study, grid.figure, encoder, 3)
+    return Exhibit(name, "Map of an embedding", caption, table, figure, SECTION)
 
 
 @in_style
@@ -278,7 +254,7 @@ def nearest(study: Study, table: pd.DataFrame, x: float, y: float) -> Exhibit:
         axes[number].set_title(names[near["label"].iloc[number]], fontsize=7)
     caption = f"Patches nearest to the cross, circled on the map ({of_what(study.settings)})."
     finished(study, figure)
-    return Exhibit("12_nearest", "Nearest patches", caption, near, figure, "Single patches")
+    return Exhibit("12_nearest", "Nearest patches", caption, near, figure, SECTION)
 
 
 # ---- two arms ----
@@ -294,52 +270,45 @@ def disagreement(study: Study, first: str, second: str) -> Exhibit:
     rows = {}
     for label, name in classes(study.settings).items():
         of_class = table[table["label"] == label]
-        rows[f"{name}s\nhigher by\n{first}"] = _images(study, of_class[::-1].head(N_ACROSS))
-        rows[f"{name}s\nhigher by\n{second}"] = _images(study, of_class.head(N_ACROSS))
+        rows[f"{name}s\nhigher by\n{first}"] = of_class[::-1]
+        rows[f"{name}s\nhigher by\n{second}"] = of_class
     caption = (
         f"Tested patches on which {first} and {second} differ most, the largest difference first"
         f" ({of_what(study.settings)}; {len(table):,} patches, correlation of the scores"
         f" {table['score_1'].corr(table['score_2']):.2f})."
     )
     name = f"12_arms_{store.file_name(f'{first} {second}')}"
-    figure = finished(study, image_rows(rows, N_ACROSS))
-    return Exhibit(name, "Two arms", caption, table, figure, "Single patches")
+    return _patches(study, name, "Two arms", caption, table, rows)
 
 
 # ---- with controls ----
 
 
-def _where_watched(browse: Callable[..., object]) -> Callable[..., object]:
-    """Of a function that makes controls: None where nobody looks on, a line where they lack."""
+def _interactive(draw: Callable[..., object], **controls: object) -> object:
+    """Controls, as `ipywidgets.interactive` makes them, and below them what ``draw`` returns.
 
-    @functools.wraps(browse)
-    def made(*args: object) -> object:
-        if not is_watched():
-            return None
-        if importlib.util.find_spec("ipywidgets") is None:
-            return show("*Controls need a package: `pip install ipywidgets`.*")
-        return browse(*args)
-
-    return made
-
-
-def _interactive(draw: Callable[..., object], *given: object, **controls: object) -> object:
-    """Controls, widgets of ipywidgets, and below them what ``draw`` makes of their values."""
+    None where nobody looks on.
+    """
+    if not is_watched():
+        return None
     from ipywidgets import interactive
 
-    for control in controls.values():
-        control.layout.width = "420px"  # long names of arms and domains
+    widget = interactive(draw, {"auto_display": True}, **controls)
+    for control in widget.children[:-1]:
         if control.has_trait("continuous_update"):
             control.continuous_update = False  # else each step of a drag is drawn, late
-    return interactive(lambda **values: draw(*given, **values), {"auto_display": True}, **controls)
+    return widget
 
 
-@_where_watched
+def _arms(study: Study, first: str) -> list[str]:
+    """The `best_arms`, with ``first`` before them, which a control then shows."""
+    return sorted(best_arms(study), key=lambda arm: arm != first)
+
+
 def browse_slide(study: Study, folder: str | Path) -> object:
     """`slide` around any annotation, 20 um to 2 mm; None where `slides` finds nothing."""
     if not (study.settings.source.has_slides and Path(folder).is_dir()):
         return None
-    from ipywidgets import Dropdown, FloatLogSlider, IntSlider
 
     def draw(slide_id: str, annotation: int, field_um: float) -> object:
         rows = _annotations(study, slide_id)
@@ -350,51 +319,35 @@ def browse_slide(study: Study, folder: str | Path) -> object:
             return show(str(error))
 
     counts = study.labels["slide_id"].value_counts()
-    which = Dropdown(options=sorted(counts.index), value=counts.index[0], description="slide")
-    place = IntSlider(min=1, max=int(counts.iloc[0]), description="annotation")
-    field = FloatLogSlider(200, min=1.3, max=3.3, description="field, µm", readout_format=".0f")
-    controls = _interactive(draw, slide_id=which, annotation=place, field_um=field)
-    which.observe(lambda change: place.set_trait("max", int(counts[change["new"]])), "value")
-    return controls
-
-
-@_where_watched
-def browse_ranked(study: Study, arm: str) -> object:
-    """`ranked` with controls for arm, domain, fold and the raters' agreement."""
-    from ipywidgets import Dropdown
-
-    domains = [ALL, *sorted(study.labels["domain"].unique())]
-    folds = [("all", None), *((str(fold), fold) for fold in range(study.settings.splits.n_folds))]
+    fields = sorted(FIELDS_UM, key=lambda field: field != 200)
     return _interactive(
-        ranked,
-        study,
-        arm=Dropdown(options=best_arms(study), value=arm),
-        domain=Dropdown(options=domains),
-        fold=Dropdown(options=folds),
-        agreement=Dropdown(options=list(AGREEMENT)),
+        draw, slide_id=list(counts.index), annotation=(1, int(counts.iloc[0])), field_um=fields
     )
 
 
-@_where_watched
+def browse_ranked(study: Study, arm: str) -> object:
+    """`ranked` with controls for arm, domain, fold and the raters' agreement."""
+
+    def draw(arm: str, **filters: object) -> Exhibit:
+        return ranked(study, arm, **filters)
+
+    folds = [("all", None), *((str(fold), fold) for fold in range(study.settings.splits.n_folds))]
+    domains = [ALL, *sorted(study.labels["domain"].unique())]
+    controls = {"domain": domains, "fold": folds, "agreement": list(AGREEMENT)}
+    return _interactive(draw, arm=_arms(study, arm), **controls)
+
+
 def browse_map(study: Study, table: pd.DataFrame) -> object:
     """A map with the patches nearest to a chosen point; table: of `mapped`."""
-    from ipywidgets import FloatSlider
-
-    def slider(axis: str) -> FloatSlider:
-        low, middle, high = table[axis].quantile([0, 0.5, 1])
-        return FloatSlider(middle, min=low, max=high, description=axis, readout_format=".0f")
-
-    return _interactive(nearest, study, table, x=slider("x"), y=slider("y"))
+    ends = {axis: (float(table[axis].min()), float(table[axis].max())) for axis in "xy"}
+    return _interactive(lambda x, y: nearest(study, table, x, y), **ends)
 
 
-@_where_watched
 def browse_disagreement(study: Study, first: str, second: str) -> object:
     """`disagreement` of any two arms."""
-    from ipywidgets import Dropdown
 
     def draw(first: str, second: str) -> object:
         is_one = first == second
         return show("Choose two different arms.") if is_one else disagreement(study, first, second)
 
-    one, other = (Dropdown(options=best_arms(study), value=arm) for arm in (first, second))
-    return _interactive(draw, first=one, second=other)
+    return _interactive(draw, first=_arms(study, first), second=_arms(study, second))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from seaborn import FacetGrid
 
 from mfcore import store
 from mfcore.analysis import scores
@@ -152,18 +153,7 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
     """First two principal components of an encoder's embeddings (n, n_dims)."""
     table = components(features, study.labels)
     shares = 100 * table[["share1", "share2"]].iloc[0]
-    names = table["label"].map(classes(study.settings))
-    shown = pd.concat(
-        [table.assign(by="domain", group=table["domain"]), table.assign(by="class", group=names)]
-    )
-    domains = sorted(table["domain"].unique())
-    palette = class_colours(study.settings) | {name: f"C{i + 2}" for i, name in enumerate(domains)}
-    grid = sns.relplot(
-        shown.sort_values(["by", "group"], ascending=[False, True]), x="pc1", y="pc2",
-        hue="group", style="group", col="by", col_order=["domain", "class"], s=16, alpha=0.6,
-        linewidth=0, height=3.6, palette=palette,
-    )  # fmt: skip
-    grid.set_titles("by {col_name}")
+    grid = by_group(study, table, "pc1", "pc2")
     grid.set_axis_labels(
         f"principal component 1 ({shares['share1']:.0f} % of variance)",
         f"principal component 2 ({shares['share2']:.0f} %)",
@@ -183,6 +173,24 @@ def embedding(study: Study, encoder: str, features: np.ndarray) -> Exhibit:
     figure = finished(study, grid.figure, f"{encoder}, n = {len(table):,} patches", 3)
     name = f"02_{study.embeddings(encoder).folder.name}"
     return Exhibit(name, f"Embeddings of {encoder}", caption, table, figure)
+
+
+def by_group(study: Study, table: pd.DataFrame, x: str, y: str) -> FacetGrid:
+    """Points in two panels, coloured by domain and by class.
+
+    table: with ``domain, label`` and the columns ``x`` and ``y``.
+    """
+    names = table["label"].map(classes(study.settings))
+    shown = pd.concat(
+        [table.assign(by="domain", group=table["domain"]), table.assign(by="class", group=names)]
+    )
+    domains = sorted(table["domain"].unique())
+    palette = class_colours(study.settings) | {name: f"C{i + 2}" for i, name in enumerate(domains)}
+    grid = sns.relplot(
+        shown.sort_values(["by", "group"], ascending=[False, True]), x=x, y=y, hue="group",
+        style="group", col="by", s=16, alpha=0.6, linewidth=0, height=3.6, palette=palette,
+    )  # fmt: skip
+    return grid.set_titles("by {col_name}")
 
 
 # ---- a training ----
