@@ -27,7 +27,7 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(text: str) -> Any:
     """What a YAML text says; raises YAMLError, and TwiceError where a mapping has a key twice."""
-    return yaml.load(text, _Loader)
+    return _Loader(text).get_single_data()
 
 
 def parse_json(text: str) -> Any:

@@ -214,11 +214,14 @@ def slides_of(study: Settings, settings: Pretraining, data_folder: str | Path) -
     The study's own, or the slides below ``settings.slides`` (in the data folder). Raises
     PatchingError for a folder without any, LabelError as `labels.table.load`.
     """
-    from mfcore.pretraining.slides import slides_in, slides_listed
+    from mfcore.pretraining.slides import PatchingError, slides_in, slides_listed
 
     data_folder, um_per_px = Path(data_folder), study.data.um_per_px
     if settings.slides:
-        return slides_in(data_folder / Path(settings.slides).expanduser(), um_per_px)
+        try:
+            return slides_in(data_folder / Path(settings.slides).expanduser(), um_per_px)
+        except PatchingError as error:
+            raise PatchingError(f"pretraining[{settings.name}].slides: {error}") from None
     table, by_scanner = data.load_labels(study, data_folder), study.data.um_per_px_by_scanner
     return slides_listed(table, data_folder, lambda scanner: by_scanner.get(scanner, um_per_px))
 
@@ -230,7 +233,10 @@ def start_of(study: Settings, settings: Pretraining, results: Path) -> EncoderCa
     """
     if settings.start == "random":
         return None
-    return encoders.card_of(study, settings.start, results)
+    try:
+        return encoders.card_of(study, settings.start, results)
+    except EncoderError as error:
+        raise EncoderError(f"pretraining[{settings.name}].start: {error}") from error
 
 
 def example(

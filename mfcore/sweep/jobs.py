@@ -190,6 +190,15 @@ def with_needs(jobs: Mapping[str, Job], targets: Iterable[str]) -> dict[str, Job
     return {name: job for name, job in jobs.items() if name in needed}
 
 
+def with_dependents(jobs: Mapping[str, Job], names: Iterable[str]) -> set[str]:
+    """``names``, and those of ``jobs`` that depend on one, directly or through others."""
+    found = set(names)
+    for job in jobs.values():  # each comes after those it needs
+        if not found.isdisjoint(job.depends):
+            found.add(job.name)
+    return found
+
+
 def n_threads(job: Job, jobs: Mapping[str, Job], n_cores: int, memory_mb: float = math.inf) -> int:
     """Cores for a job on one machine: shared with the jobs of its rule at least half as large.
 

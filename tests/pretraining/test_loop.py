@@ -327,9 +327,9 @@ def test_a_process_touches_no_other_gpu_than_its_own(tmp_path, monkeypatch):
     """Keeping the draws of all of them would leave something of each process on each."""
     kept, original = [], torch.random.fork_rng
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: kept.append(list(devices)) or original([]))
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices, **_: kept.append(list(devices)) or original([]))
     train(settings(n_steps=1, n_snapshots=1), tmp_path)
-    assert kept == [[]]
+    assert kept and not any(kept)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])

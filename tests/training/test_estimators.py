@@ -130,7 +130,7 @@ def test_dimensions_without_variance_and_without_number_are_met(embeddings, tmp_
 def test_a_study_may_audit_its_own_encoders_only(tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text("name: s\ntitle: S\ndata: {source: synthetic}\nencoders: [resnet50]\nprobe_audit: [resnet50, uni]\n")
-    with pytest.raises(config.ConfigError, match=r"probe_audit: 'uni' is not among encoders \['resnet50'\]"):
+    with pytest.raises(config.ConfigError, match=r"probe_audit: \['uni'\] not among the study's \['resnet50'\]"):
         config.load_study(file)
     file.write_text(file.read_text().replace(", uni]", "]"))
     assert config.load_study(file).probe_audit == ("resnet50",)

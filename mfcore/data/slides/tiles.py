@@ -37,17 +37,19 @@ class Memory:
         if is_kept:
             return tile.result()
         try:
-            tile.set_result(decode())
+            pixels = decode()
         except BaseException as error:
+            with self._lock:
+                self._drop(key)
             tile.set_exception(error)
+            raise
         with self._lock:
-            if tile.exception():
-                self._tiles.pop(key, None)
-            elif self._tiles.get(key) is tile:
-                self.n_bytes += tile.result().nbytes
+            tile.set_result(pixels)
+            if self._tiles.get(key) is tile:
+                self.n_bytes += pixels.nbytes
             while self.n_bytes > self.limit_bytes and len(self._tiles) > 1:
                 self._drop(next(iter(self._tiles)))
-        return tile.result()
+        return pixels
 
     def close(self, reader: object) -> None:
         """Drop the tiles of a reader."""

@@ -71,7 +71,8 @@ def nowhere(monkeypatch, tmp_path):
 def embedded(study: config.Settings, results, name: str, card: dict, key: str = "") -> None:
     """Leave a finished run of embeddings behind, as by ``card``."""
     inputs = {"patches": key or study_data.find_patches(study, results).key}
-    run = store.open_run(results, "embeddings", name, {"card": card, "size_px": 32}, inputs)
+    known = {"size_px": 32, **inputs}
+    run = store.open_run(results, "embeddings", name, {"card": card, "size_px": 32}, inputs, known)
     run.path("embeddings.h5").write_bytes(b"")
     run.finish(["embeddings.h5"], weights="0123456789abcdef")
 
