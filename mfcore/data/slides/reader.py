@@ -112,7 +112,9 @@ def colour_problem(image: Image.Image, modes: Sequence[str] = ("RGB",)) -> str:
     has_exif = image.format in ("JPEG", "MPO", "TIFF") or "exif" in image.info
     if has_exif and (turned := image.getexif().get(ORIENTATION, 1)) != 1:
         return f"orientation {turned}, turned or mirrored when shown; save it turned"
-    if image.mode in modes and n_frames == 1 and not is_16_bit:
+    is_transparent = "transparency" in image.info
+    if image.mode in modes and n_frames == 1 and not (is_16_bit or is_transparent):
         return ""
-    bits = " of 16 bit, of which 8 would be lost" * is_16_bit
-    return f"{image.mode}{bits}, {n_frames} frames; save it as one image of 8 bit RGB"
+    more = " of 16 bit, of which 8 would be lost" * is_16_bit
+    more += ", a transparent colour" * is_transparent
+    return f"{image.mode}{more}, {n_frames} frames; save it as one image of 8 bit RGB"

@@ -60,6 +60,15 @@ def test_transparency_and_palettes_are_refused(tmp_path, mode):
         open_slide(save(tmp_path / "a.png", colours(mode)), 0.25)
 
 
+def test_a_transparent_colour_is_refused(tmp_path):
+    """Its px would be read as that colour, not as white."""
+    colours().save(tmp_path / "a.png", transparency=(255, 0, 0))
+    with pytest.raises(
+        SlideError, match=r"a\.png: a PNG with RGB, a transparent colour, .*; save it as one image of 8 bit RGB"
+    ):
+        open_slide(tmp_path / "a.png", 0.25)
+
+
 def test_the_image_is_decoded_once(tmp_path, monkeypatch):
     loads = []
     load = PngImageFile.load_prepare
